@@ -1,0 +1,24 @@
+"""The graph types: programs with typed roles, facts about nodes, effects, layouts, printing and verification."""
+
+from graphopt.ir.effects import Effect, effect_of, is_view
+from graphopt.ir.facts import NodeFacts, Phase, annotate, facts_of
+from graphopt.ir.layout import ParameterLayout
+from graphopt.ir.program import Level, Program
+from graphopt.ir.roles import Input, InputKind, Output, OutputKind
+
+__all__ = [
+    "Effect",
+    "Input",
+    "InputKind",
+    "Level",
+    "NodeFacts",
+    "Output",
+    "OutputKind",
+    "ParameterLayout",
+    "Phase",
+    "Program",
+    "annotate",
+    "effect_of",
+    "facts_of",
+    "is_view",
+]

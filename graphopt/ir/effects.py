@@ -1,0 +1,48 @@
+"""What running a node does besides computing its value, and so what a pass may do with it."""
+
+import enum
+import operator
+
+import torch
+from torch import fx
+
+
+class Effect(enum.Enum):
+    """A pass may move or repeat pure nodes only."""
+
+    PURE = "pure"
+    RANDOM = "random"  # draws from a generator: never repeated unless its state is replayed
+    MUTATING = "mutating"  # writes one of its arguments
+    COLLECTIVE = "collective"  # one order on every rank
+    HOST = "host"  # assertions, printing, reading a value on the host
+
+
+_COLLECTIVE_NAMESPACES = frozenset({"_c10d_functional", "c10d_functional", "_c10d_functional_autograd", "c10d"})
+
+
+def effect_of(node: fx.Node) -> Effect:
+    """The effect of a call node, read from its operator's schema and tags."""
+    target = node.target
+    if target is operator.getitem:
+        return Effect.PURE
+    if not isinstance(target, torch._ops.OpOverload):
+        return Effect.PURE if callable(target) and getattr(target, "__module__", "") in ("_operator", "math") else Effect.HOST
+    if target.namespace in _COLLECTIVE_NAMESPACES:
+        return Effect.COLLECTIVE
+    if torch.Tag.nondeterministic_seeded in target.tags:
+        return Effect.RANDOM
+    if target._schema.is_mutable:
+        return Effect.MUTATING
+    if not target._schema.returns:
+        return Effect.HOST
+    return Effect.PURE
+
+
+def is_view(node: fx.Node) -> bool:
+    """True if the node's result shares storage with an argument."""
+    target = node.target
+    if target is operator.getitem:
+        return True
+    return isinstance(target, torch._ops.OpOverload) and any(
+        argument.alias_info is not None and not argument.alias_info.is_write for argument in target._schema.arguments
+    )

@@ -1,0 +1,51 @@
+"""What each input and output of a program is, as data: nothing is ever guessed from a node's name."""
+
+import enum
+from dataclasses import dataclass
+
+
+class InputKind(enum.Enum):
+    """Where a placeholder's value comes from."""
+
+    PARAMETER = "parameter"  # the whole parameter
+    SHARD = "shard"  # this rank's rows of the parameter, padded to be equal on all ranks
+    BUFFER = "buffer"
+    CONSTANT = "constant"  # a tensor the model's code made, not registered anywhere
+    BATCH = "batch"  # a tensor (or symbolic int) among the call's arguments
+    TANGENT = "tangent"  # the gradient that arrives at a user output
+    SAVED = "saved"  # computed by the forward half, read by the backward half
+
+
+class OutputKind(enum.Enum):
+    """Where an output's value goes."""
+
+    USER = "user"
+    BUFFER = "buffer"  # the new value of a buffer that forward updates
+    GRADIENT = "gradient"  # of a parameter (whole or shard) or of a batch tensor
+    SAVED = "saved"
+
+
+@dataclass(frozen=True)
+class Input:
+    """The role of one placeholder.
+
+    name: the parameter's or buffer's fully qualified name, the path of a batch leaf (``kwargs['input_ids']``), the
+        user output a tangent belongs to, or the node a saved value comes from.
+    """
+
+    kind: InputKind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} {self.name}"
+
+
+@dataclass(frozen=True)
+class Output:
+    """The role of one output; `name` as in `Input` (a gradient carries the name of what it is the gradient of)."""
+
+    kind: OutputKind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} {self.name}"
