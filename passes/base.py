@@ -1,0 +1,70 @@
+"""What a pass is."""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch._subclasses import FakeTensorMode
+
+from graphopt.ir import Level, ParameterLayout, Program
+
+
+class Tier(enum.Enum):
+    """How a pass may change numbers; tests hold it to that."""
+
+    BITWISE = "bitwise"
+    REASSOCIATES = "reassociates"
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may know besides the program. `statistics` is where it may leave counts for the report.
+
+    mesh: axis name -> number of ranks.
+    layouts: parameter name -> how it lies over the ranks.
+    gradient_outputs: for each user output, whether a gradient will arrive at it; all False for inference.
+    compute_dtype: dtype of the parameters while they compute; None for that in which they are stored.
+    reduce_dtype: dtype in which gradients are summed over ranks; None for that of the stored parameter.
+    """
+
+    fake_mode: FakeTensorMode
+    mesh: Mapping[str, int]
+    layouts: Mapping[str, ParameterLayout]
+    gradient_outputs: tuple[bool, ...] = ()
+    compute_dtype: torch.dtype | None = None
+    reduce_dtype: torch.dtype | None = None
+    statistics: dict[str, int | float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a pass that has none."""
+
+
+class Pass(ABC):
+    """One rewrite of a program.
+
+    name: as written in a textual pipeline.
+    Options: a frozen dataclass whose fields are what may stand in braces behind the name.
+    level, produces: the level of program it takes and leaves.
+    requires: passes that must have run before. conflicts: passes that must not have.
+    tier: how it may change numbers.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type] = NoOptions
+    level: ClassVar[Level]
+    produces: ClassVar[Level]
+    requires: ClassVar[frozenset[str]] = frozenset()
+    conflicts: ClassVar[frozenset[str]] = frozenset()
+    tier: ClassVar[Tier] = Tier.BITWISE
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = options if options is not None else self.Options()
+
+    @abstractmethod
+    def run(self, program: Program, context: PassContext) -> bool:
+        """Rewrite `program` in place; return whether it changed."""
