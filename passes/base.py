@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch._subclasses import FakeTensorMode
 
+from graphopt._torch import FakeTensorMode
 from graphopt.ir import Level, ParameterLayout, Program
 
 

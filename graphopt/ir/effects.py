@@ -6,6 +6,8 @@ import operator
 import torch
 from torch import fx
 
+from graphopt._torch import OpOverload, aliases_argument, is_mutating, returns_nothing
+
 
 class Effect(enum.Enum):
     """A pass may move or repeat pure nodes only."""
@@ -25,15 +27,15 @@ def effect_of(node: fx.Node) -> Effect:
     target = node.target
     if target is operator.getitem:
         return Effect.PURE
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return Effect.PURE if callable(target) and getattr(target, "__module__", "") in ("_operator", "math") else Effect.HOST
     if target.namespace in _COLLECTIVE_NAMESPACES:
         return Effect.COLLECTIVE
     if torch.Tag.nondeterministic_seeded in target.tags:
         return Effect.RANDOM
-    if target._schema.is_mutable:
+    if is_mutating(target):
         return Effect.MUTATING
-    if not target._schema.returns:
+    if returns_nothing(target):
         return Effect.HOST
     return Effect.PURE
 
@@ -43,6 +45,4 @@ def is_view(node: fx.Node) -> bool:
     target = node.target
     if target is operator.getitem:
         return True
-    return isinstance(target, torch._ops.OpOverload) and any(
-        argument.alias_info is not None and not argument.alias_info.is_write for argument in target._schema.arguments
-    )
+    return isinstance(target, OpOverload) and aliases_argument(target)

@@ -31,10 +31,12 @@ class Input:
 
     name: the parameter's or buffer's fully qualified name, the path of a batch leaf (``kwargs['input_ids']``), the
         user output a tangent belongs to, or the node a saved value comes from.
+    requires_grad: whether the step asks for its gradient.
     """
 
     kind: InputKind
     name: str
+    requires_grad: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind.value} {self.name}"
@@ -42,10 +44,14 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """The role of one output; `name` as in `Input` (a gradient carries the name of what it is the gradient of)."""
+    """The role of one output; `name` as in `Input` (a gradient carries the name of what it is the gradient of).
+
+    requires_grad: of a user output, whether autograd can reach an input from it.
+    """
 
     kind: OutputKind
     name: str
+    requires_grad: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind.value} {self.name}"

@@ -1,0 +1,144 @@
+"""The only file that touches private torch names: one small function for each, each with a test."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch._guards import TracingContext, tracing
+from torch._ops import OpOverload
+from torch._subclasses import FakeTensorMode
+from torch.distributed.tensor import DTensor
+from torch.fx import Graph
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.utils import stateless
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "FakeTensorMode",
+    "OpOverload",
+    "aliases_argument",
+    "compiled_call",
+    "distributed_tensor",
+    "install_compiled_call",
+    "is_mutating",
+    "keeps_graph",
+    "local_tensor",
+    "new_fake_mode",
+    "pytree",
+    "reparametrized",
+    "returns_nothing",
+    "sequence_number",
+    "shape_guards",
+    "shape_guards_hold",
+    "trace",
+    "traced_graph",
+    "tracing_with",
+    "version_of",
+]
+
+
+def new_fake_mode() -> FakeTensorMode:
+    """A mode whose tensors have shapes but no bytes, with symbolic sizes allowed."""
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(tracked_fakes=[]))
+
+
+@contextlib.contextmanager
+def tracing_with(fake_mode: FakeTensorMode) -> Iterator[None]:
+    """Let `torch.export` use `fake_mode` rather than make one of its own."""
+    with tracing(TracingContext(fake_mode)):
+        yield
+
+
+def trace(function: Any, arguments: list[Any], fake_mode: FakeTensorMode) -> torch.fx.GraphModule:
+    """Record what `function` does to fake `arguments`, autograd included, as one flat graph."""
+    with (
+        fake_mode,
+        tracing(TracingContext(fake_mode)),
+        torch.autograd.set_multithreading_enabled(False),
+        torch.compiler._non_strict_tracing_context(),
+    ):
+        return make_fx(function, record_stack_traces=False)(*arguments)
+
+
+def traced_graph() -> Graph:
+    """The graph that `trace` is filling at this moment."""
+    mode = get_proxy_mode()
+    assert mode is not None, "called outside of a trace"
+    graph = mode.tracer.graph
+    assert isinstance(graph, Graph)
+    return graph
+
+
+def sequence_number() -> int:
+    """The number that autograd will give to the next node it makes."""
+    return int(torch.autograd._get_sequence_nr())
+
+
+def shape_guards(fake_mode: FakeTensorMode, fakes: list[torch.Tensor]) -> str | None:
+    """What tracing assumed of symbolic sizes, as an expression over the arguments; None if nothing."""
+    assert fake_mode.shape_env is not None
+    return fake_mode.shape_env.produce_guards_expression(fakes)
+
+
+def shape_guards_hold(fake_mode: FakeTensorMode, guards: str, tensors: list[torch.Tensor]) -> bool:
+    """Whether `shape_guards` hold for real arguments."""
+    assert fake_mode.shape_env is not None
+    sizes: list[int] = []
+    for tensor in tensors:
+        sizes.extend(tensor.shape)
+    return bool(fake_mode.shape_env.evaluate_guards_expression(guards, sizes))
+
+
+@contextlib.contextmanager
+def reparametrized(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Exchange parameters and buffers, by qualified name, for the time of the context."""
+    with stateless._reparametrize_module(module, dict(tensors)):
+        yield
+
+
+def install_compiled_call(module: nn.Module, call: Any) -> None:
+    """Have `module(...)` run `call`: the slot that `nn.Module.compile` uses, dropped by pickling and deepcopy."""
+    module._compiled_call_impl = call
+
+
+def compiled_call(module: nn.Module) -> Any:
+    """What `install_compiled_call` put there, or None."""
+    return module._compiled_call_impl
+
+
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a DTensor, without autograd and without dispatch; a plain tensor itself, detached."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def distributed_tensor(local: torch.Tensor, like: DTensor) -> DTensor:
+    """A DTensor with the global shape and placement of `like` over another local tensor; no dispatch."""
+    return DTensor(local, like._spec, requires_grad=False)
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often `tensor` was changed in place."""
+    return tensor._version
+
+
+def keeps_graph() -> bool:
+    """Whether the backward pass that is running was asked to retain the graph."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def is_mutating(op: OpOverload) -> bool:
+    """Whether `op` writes one of its arguments."""
+    return bool(op._schema.is_mutable)
+
+
+def returns_nothing(op: OpOverload) -> bool:
+    """Whether `op` is called for its effect alone."""
+    return not op._schema.returns
+
+
+def aliases_argument(op: OpOverload) -> bool:
+    """Whether a result of `op` shares storage with an argument that `op` does not write."""
+    return any(a.alias_info is not None and not a.alias_info.is_write for a in op._schema.arguments)
