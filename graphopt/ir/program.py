@@ -83,7 +83,7 @@ class Program:
         position = placeholders.index(after) + 1 if after is not None else len(placeholders)
         anchor = placeholders[position - 1] if position else None
         with self.graph.inserting_after(anchor) if anchor else self.graph.inserting_before(next(iter(self.graph.nodes))):
-            node = self.graph.placeholder(role.name.replace(".", "_") + "_" + role.kind.value)
+            node = self.graph.placeholder(role.identifier)
         node.meta["val"] = value
         self.inputs.insert(position, role)
         return node

@@ -1,6 +1,7 @@
 """What each input and output of a program is, as data: nothing is ever guessed from a node's name."""
 
 import enum
+import re
 from dataclasses import dataclass
 
 
@@ -40,6 +41,12 @@ class Input:
 
     def __str__(self) -> str:
         return f"{self.kind.value} {self.name}"
+
+    @property
+    def identifier(self) -> str:
+        """A Python identifier for the placeholder: for the reader, never parsed back."""
+        suffix = "" if self.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.BATCH) else f"_{self.kind.value}"
+        return "v_" * (not self.name[:1].isalpha()) + re.sub(r"\W+", "_", self.name).strip("_") + suffix
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,248 @@
+"""nn.Module and example inputs -> forward graph, with no device memory and no real parameter."""
+
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputSpec
+from torch.export.graph_signature import InputKind as ExportInput
+from torch.export.graph_signature import OutputKind as ExportOutput
+
+from graphopt._torch import FakeTensorMode, new_fake_mode, reparametrized, tracing_with
+from graphopt.capture.arguments import CallSpec
+from graphopt.capture.layers import layer_of, repeated_layers
+from graphopt.capture.structure import Template, take_apart
+from graphopt.errors import CaptureError
+from graphopt.ir import Input, InputKind, Level, NodeFacts, Output, OutputKind, Program
+
+_SOURCE_LINE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+_LIBRARY = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parents[1])
+
+
+@dataclass
+class Capture:
+    """A captured call.
+
+    output: rebuilds what `forward` returns from the values of the program's user outputs.
+    constants: tensors that the model's code made, by the name of their input role.
+    names: of the batch tensors, in call order (also the names of their roles).
+    """
+
+    program: Program
+    fake_mode: FakeTensorMode
+    output: Template
+    names: list[str]
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class _Flat(nn.Module):
+    """The model with flat tensors in and out, so that any argument and any returned object can be captured.
+
+    returned: called with the template of what the model returned (export undoes changes of attributes).
+    """
+
+    def __init__(self, model: nn.Module, spec: CallSpec, returned: Callable[[Template], None]) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = spec
+        self.returned = returned
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        args, kwargs = self.spec.rebuild(tensors)
+        outputs: list[torch.Tensor] = []
+        self.returned(take_apart(self.model(*args, **kwargs), outputs))
+        return tuple(outputs)
+
+
+_PREFIX = "model."
+
+
+def capture(
+    model: nn.Module,
+    tensors: list[torch.Tensor],
+    spec: CallSpec,
+    names: list[str],
+    *,
+    compute_dtype: torch.dtype | None = None,
+    dynamic: Callable[[str, int], tuple[int, ...]] | None = None,
+) -> Capture:
+    """Capture one call of `model` as a functional forward graph.
+
+    tensors, spec: the call, from `flatten_call`; names: of its tensors. Only shapes, dtypes and devices are read.
+    compute_dtype: dtype that floating parameters and inputs are captured in; None for their own.
+    dynamic: (name, number of dimensions) -> the dimensions of that tensor whose size stays symbolic.
+    Raises CaptureError with the model's source line where `forward` cannot be captured.
+    """
+    fake_mode = new_fake_mode()
+    templates: list[Template] = []
+    flat = _Flat(model, spec, templates.append)
+    examples = tuple(_as_computed(tensor, compute_dtype) for tensor in tensors)
+    try:
+        with tracing_with(fake_mode), reparametrized(model, _fake_state(model, fake_mode, compute_dtype)):
+            exported = torch.export.export(
+                flat, examples, strict=False, dynamic_shapes=_dynamic_shapes(names, tensors, dynamic)
+            ).run_decompositions({})
+    except Exception as error:
+        raise _explained(error, model) from error
+    program, constants = _with_roles(exported, names, model)
+    _state_facts(program.graph, model)
+    return Capture(program, fake_mode, templates[-1], names, constants)
+
+
+def _as_computed(tensor: torch.Tensor, compute_dtype: torch.dtype | None) -> torch.Tensor:
+    if compute_dtype is not None and tensor.is_floating_point():
+        return torch.empty(tensor.shape, dtype=compute_dtype, device=tensor.device).requires_grad_(tensor.requires_grad)
+    return tensor
+
+
+def _fake_state(model: nn.Module, fake_mode: FakeTensorMode, compute_dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """A fake stand-in for each parameter and buffer by every name it has; tied ones share theirs."""
+    stand_ins: dict[int, torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in stand_ins:
+            floating = compute_dtype is not None and parameter.is_floating_point()
+            with fake_mode:
+                value = torch.empty(parameter.shape, dtype=compute_dtype if floating else parameter.dtype, device=_device(parameter))
+            stand_ins[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+        state[name] = stand_ins[id(parameter)]
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if id(buffer) not in stand_ins:
+            with fake_mode:
+                stand_ins[id(buffer)] = torch.empty_strided(
+                    buffer.shape, buffer.stride(), dtype=buffer.dtype, device=_device(buffer)
+                )
+        state[name] = stand_ins[id(buffer)]
+    return state
+
+
+def _device(tensor: torch.Tensor) -> torch.device:
+    """Where the tensor will live when the program runs: a meta tensor stands for one on the CPU."""
+    return torch.device("cpu") if tensor.device.type == "meta" else tensor.device
+
+
+def _dynamic_shapes(
+    names: list[str], tensors: list[torch.Tensor], dynamic: Callable[[str, int], tuple[int, ...]] | None
+) -> Any:
+    if dynamic is None:
+        return None
+    automatic = torch.export.Dim.AUTO  # type: ignore[attr-defined]
+    return (tuple(dict.fromkeys(dynamic(name, t.dim()), automatic) for name, t in zip(names, tensors, strict=True)),)
+
+
+def _with_roles(
+    exported: torch.export.ExportedProgram, names: list[str], model: nn.Module
+) -> tuple[Program, dict[str, torch.Tensor]]:
+    """Turn export's signature into roles; tied names become one input, constants get a place of their own."""
+    signature: ExportGraphSignature = exported.graph_signature
+    aliases = _aliases(model)
+    trainable = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    placeholders = exported.graph_module.graph.find_nodes(op="placeholder")
+    batch = iter(names)
+    inputs: list[Input] = []
+    for input_spec, node in zip(signature.input_specs, placeholders, strict=True):
+        inputs.append(_input_role(input_spec, node, batch, aliases, trainable))
+    outputs = [_output_role(s, i) for i, s in enumerate(signature.output_specs)]
+    module = fx.GraphModule(exported.graph_module, exported.graph_module.graph)
+    program = Program(module, inputs, outputs, Level.FORWARD, aliases)
+    _merge_duplicates(program)
+    wanted = {role.name for role in program.inputs if role.kind is InputKind.CONSTANT}
+    constants = {name: value for name, value in exported.constants.items() if name in wanted}
+    return program, constants  # type: ignore[return-value]
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Every further name of a tied parameter or buffer -> its first name."""
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for name, tensor in named:
+            if id(tensor) in first:
+                aliases[name] = first[id(tensor)]
+            else:
+                first[id(tensor)] = name
+    return aliases
+
+
+def _input_role(spec: InputSpec, node: fx.Node, batch: Any, aliases: Mapping[str, str], trainable: set[str]) -> Input:
+    if spec.kind is ExportInput.USER_INPUT:
+        value = node.meta.get("val")
+        return Input(InputKind.BATCH, next(batch), isinstance(value, torch.Tensor) and value.requires_grad)
+    assert spec.target is not None
+    if spec.kind is ExportInput.CONSTANT_TENSOR:
+        return Input(InputKind.CONSTANT, spec.target)
+    name = spec.target.removeprefix(_PREFIX)
+    name = aliases.get(name, name)
+    if spec.kind is ExportInput.PARAMETER:
+        return Input(InputKind.PARAMETER, name, name in trainable)
+    if spec.kind is ExportInput.BUFFER:
+        return Input(InputKind.BUFFER, name)
+    raise CaptureError(f"the model uses an input of kind {spec.kind.name} ({spec.target}), which cannot be captured")
+
+
+def _output_role(spec: OutputSpec, position: int) -> Output:
+    if spec.kind is ExportOutput.BUFFER_MUTATION:
+        assert spec.target is not None
+        return Output(OutputKind.BUFFER, spec.target.removeprefix(_PREFIX))
+    if spec.kind is ExportOutput.USER_OUTPUT:
+        return Output(OutputKind.USER, str(position))
+    raise CaptureError(f"the model changes {spec.target} in place ({spec.kind.name}), which cannot be captured")
+
+
+def _merge_duplicates(program: Program) -> None:
+    """Read a tied parameter through one placeholder."""
+    first: dict[tuple[InputKind, str], fx.Node] = {}
+    for role, node in list(zip(program.inputs, program.placeholders, strict=True)):
+        if role.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
+            continue
+        kept = first.setdefault((role.kind, role.name), node)
+        if kept is not node:
+            node.replace_all_uses_with(kept)
+            program.remove_input(node)
+
+
+def _state_facts(graph: fx.Graph, model: nn.Module) -> None:
+    layers = repeated_layers(model)
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next((path for path, _ in reversed(stack.values())), "")
+        module = "" if path == _PREFIX[:-1] else path.removeprefix(_PREFIX)
+        lines = _SOURCE_LINE.findall(node.meta.get("stack_trace") or "")
+        source = f"{Path(lines[-1][0]).name}:{lines[-1][1]}" if lines else None
+        facts = NodeFacts(module=module, source=source, layer=layer_of(module, layers))
+        node.meta = {"val": node.meta.get("val"), "graphopt": facts}
+
+
+def _explained(error: Exception, model: nn.Module) -> CaptureError:
+    """One message for whatever export raised: the line of the model it happened at, and what to do."""
+    line = _model_line(error)
+    where = f" at {line}" if line else ""
+    text = str(error).strip().splitlines()
+    reason = text[0] if text else type(error).__name__
+    dependent = "data-dependent" in str(error).lower() or "GuardOnDataDependent" in type(error).__name__ or "unbacked" in str(error)
+    if dependent:
+        return CaptureError(
+            f"{type(model).__name__}.forward{where} lets Python decide on the values of a tensor, which a graph cannot hold; "
+            "compute both sides and choose with torch.where, use torch.cond, or pass the decision in as a Python argument"
+            f" ({reason})"
+        )
+    return CaptureError(f"{type(model).__name__}.forward could not be captured{where}: {type(error).__name__}: {reason}")
+
+
+def _model_line(error: BaseException | None) -> str | None:
+    """File and line of the innermost frame that belongs neither to torch nor to graphopt."""
+    found = None
+    while error is not None:
+        for frame in traceback.extract_tb(error.__traceback__):
+            if not frame.filename.startswith((_LIBRARY, _HERE, "<")) and "contextlib" not in frame.filename:
+                found = f"{frame.filename}:{frame.lineno} (in {frame.name}: {frame.line})"
+        if found:
+            return found
+        error = error.__cause__ or error.__context__
+    return found
