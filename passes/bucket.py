@@ -1,0 +1,157 @@
+"""bucket: one collective for several parameters, so that latency is paid once and links are filled."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from graphopt.ir import Level, Phase, Program, facts_of
+from graphopt.passes.base import Pass, PassContext, Tier
+
+collective = torch.ops._c10d_functional
+
+GATHER = collective.all_gather_into_tensor_coalesced.default
+REDUCTIONS = (collective.reduce_scatter_tensor_coalesced.default, collective.all_reduce_coalesced.default)
+_SMALLEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class BucketOptions:
+    """bytes: of whole parameters (or gradients) that one collective moves at most; 0 for those of a repeated layer."""
+
+    bytes: int = 0
+
+
+class Bucket(Pass):
+    """Merge collectives of one kind, axis, dtype and phase that follow each other, up to a number of bytes."""
+
+    name = "bucket"
+    Options = BucketOptions
+    level = Level.STEP
+    produces = Level.STEP
+    requires = frozenset({"zero"})
+    conflicts = frozenset({"schedule"})
+    # A ring sums the parts of a bucket in an order that depends on their place in it.
+    tier = Tier.REASSOCIATES
+
+    def run(self, program: Program, context: PassContext) -> bool:
+        limit = self.options.bytes or layer_bytes(program)
+        position = {node: i for i, node in enumerate(program.graph.nodes)}
+        gathers = [list(_packed(nodes, limit)) for nodes in _alike(program, (GATHER,))]
+        reductions = [list(_packed(nodes, limit)) for nodes in _alike(program, REDUCTIONS)]
+        for bucket in (bucket for kind in gathers for bucket in kind):
+            _merge_gathers(bucket)
+        for bucket in (bucket for kind in reductions for bucket in kind):
+            _merge_reductions(bucket, position)
+        buckets = [b for kind in (*gathers, *reductions) for b in kind]
+        context.statistics.update(collectives=sum(map(len, buckets)), buckets=len(buckets), bytes=limit)
+        return any(len(bucket) > 1 for bucket in buckets)
+
+
+def layer_bytes(program: Program) -> int:
+    """Bytes of whole parameters that a typical repeated layer gathers in forward, or reduces where nothing is gathered."""
+    layers: defaultdict[str, int] = defaultdict(int)
+    total = 0
+    nodes = [n for kind in _alike(program, (GATHER,)) for n in kind if facts_of(n).phase is Phase.FORWARD]
+    for node in nodes or [n for kind in _alike(program, REDUCTIONS) for n in kind]:
+        total += whole_bytes(node)
+        layer = facts_of(node).layer
+        if layer is not None:
+            layers[layer] += whole_bytes(node)
+    typical = int(statistics.median(layers.values())) if layers else total // 4
+    return max(typical, _SMALLEST)
+
+
+def whole_bytes(node: fx.Node) -> int:
+    """Bytes of the whole tensors that a collective moves: its results if it gathers, else its arguments."""
+    sources = node.args[0]
+    assert isinstance(sources, (list, tuple))
+    values = node.meta["val"] if node.target is GATHER else [s.meta["val"] for s in sources if isinstance(s, fx.Node)]
+    return sum(value.numel() * value.element_size() for value in values)
+
+
+def _alike(program: Program, targets: tuple[object, ...]) -> list[list[fx.Node]]:
+    """Collectives that may share a bucket, in order."""
+    kinds: defaultdict[tuple[object, ...], list[fx.Node]] = defaultdict(list)
+    for node in program.compute_nodes():
+        if node.target in targets:
+            facts = facts_of(node)
+            kinds[node.target, node.args[1:], node.meta["val"][0].dtype, facts.phase, facts.resident].append(node)
+    return list(kinds.values())
+
+
+def _packed(nodes: list[fx.Node], limit: int) -> Iterator[list[fx.Node]]:
+    """Runs of `nodes` of at most `limit` bytes each; a run that is half full ends with its layer."""
+    bucket: list[fx.Node] = []
+    filled = 0
+    for node in nodes:
+        size = whole_bytes(node)
+        new_layer = bool(bucket) and facts_of(node).layer != facts_of(bucket[-1]).layer
+        if bucket and (filled + size > limit or (new_layer and filled * 2 >= limit)):
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append(node)
+        filled += size
+    if bucket:
+        yield bucket
+
+
+def _merge_gathers(bucket: list[fx.Node]) -> None:
+    """Gather everything where the first was gathered, and wait for everything there."""
+    first, *others = bucket
+    sources = list(first.args[0])  # type: ignore[arg-type]
+    (item,) = first.users
+    (last,) = item.users
+    for node in others:
+        (source,) = node.args[0]  # type: ignore[misc]
+        if source.op == "call_function":
+            first.prepend(source)
+        (item,) = node.users
+        (wait,) = item.users
+        item.args = (first, len(sources))
+        sources.append(source)
+        last.append(item)
+        item.append(wait)
+        last = wait
+        node.graph.erase_node(node)
+    _reset(first, sources)
+
+
+def _merge_reductions(bucket: list[fx.Node], position: dict[fx.Node, int]) -> None:
+    """Reduce everything where the last was reduced, when all arguments are there."""
+    *others, last = sorted(bucket, key=position.__getitem__)
+    (item,) = last.users
+    sources = list(last.args[0])  # type: ignore[arg-type]
+    tail = _tail(item)
+    for node in others:
+        (source,) = node.args[0]  # type: ignore[misc]
+        (item,) = node.users
+        item.args = (last, len(sources))
+        sources.append(source)
+        anchor = tail[-1]
+        tail = _tail(item)
+        for moved in tail:
+            anchor.append(moved)
+            anchor = moved
+        node.graph.erase_node(node)
+    _reset(last, sources)
+
+
+def _tail(node: fx.Node) -> list[fx.Node]:
+    """`node` and the chain of its users up to the program's output."""
+    chain = [node]
+    while len(chain[-1].users) == 1 and next(iter(chain[-1].users)).op != "output":
+        chain.append(next(iter(chain[-1].users)))
+    return chain
+
+
+def _reset(node: fx.Node, sources: list[fx.Node]) -> None:
+    """Give a merged collective its arguments; its value is the list of its items' values."""
+    node.args = (sources, *node.args[1:])
+    values: list[object] = [None] * len(sources)
+    for item in node.users:
+        values[item.args[1]] = item.meta["val"]  # type: ignore[index, call-overload]
+    node.meta["val"] = values

@@ -1,0 +1,64 @@
+"""precision: casts between the stored parameters and the dtype in which the model was captured."""
+
+import torch
+from torch import fx
+
+from graphopt.ir import InputKind, Level, OutputKind, Phase, Program
+from graphopt.passes.base import Pass, PassContext, Tier
+from graphopt.passes.build import Builder
+
+_to_copy = torch.ops.aten._to_copy.default
+
+
+class Precision(Pass):
+    """Cast each parameter from its stored dtype where the program computes in another, and its gradient back.
+
+    The model is captured in the compute dtype, so the casts its author wrote are in the graph; this pass adds only
+    those at the border, where `zero` moves them before the gather.
+    """
+
+    name = "precision"
+    level = Level.STEP
+    produces = Level.STEP
+    requires = frozenset({"differentiate"})
+    conflicts = frozenset({"zero"})
+    tier = Tier.REASSOCIATES
+
+    def run(self, program: Program, context: PassContext) -> bool:
+        builder = Builder(program, context, self.name)
+        casts = 0
+        for role, node in list(program.nodes_of(InputKind.PARAMETER)):
+            stored = context.layouts[role.name].dtype
+            if node.meta["val"].dtype != stored:
+                _cast_parameter(builder, node, stored)
+                casts += 1
+        results = list(program.results)
+        for index, (role, gradient) in enumerate(zip(program.outputs, results, strict=True)):
+            if role.kind is OutputKind.GRADIENT and gradient is not None and role.name in context.layouts:
+                results[index] = _cast_gradient(builder, gradient, role.name)
+        program.set_results(results, program.outputs)
+        context.statistics.update(casts=casts)
+        return casts > 0
+
+
+def _cast_parameter(builder: Builder, node: fx.Node, stored: torch.dtype) -> None:
+    computed = node.meta["val"].dtype
+    users = list(node.users)
+    node.meta["val"] = builder.fake(node.meta["val"].shape, stored, node)
+    if not users:
+        return
+    first = min(users)
+    with builder.before(first):
+        cast = builder.call(_to_copy, node, dtype=computed, like=first, phase=Phase.FORWARD)
+    for user in users:
+        user.replace_input_with(node, cast)
+
+
+def _cast_gradient(builder: Builder, gradient: fx.Node, name: str) -> fx.Node:
+    """To the dtype the sum over ranks is taken in; with one rank there is no sum, and it goes to the stored dtype."""
+    layout, reduced = builder.context.layouts[name], builder.context.reduce_dtype
+    wanted = reduced if reduced is not None and layout.ranks > 1 else layout.dtype
+    if gradient.meta["val"].dtype == wanted:
+        return gradient
+    with builder.after(gradient):
+        return builder.call(_to_copy, gradient, dtype=wanted, like=gradient, phase=Phase.BACKWARD)

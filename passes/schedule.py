@@ -1,0 +1,85 @@
+"""schedule: launch gathers ahead of their use and wait for reductions behind the next, so that both overlap compute."""
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from graphopt.errors import PassError
+from graphopt.ir import Level, Phase, Program, facts_of
+from graphopt.passes.base import Pass, PassContext
+from graphopt.passes.bucket import GATHER, REDUCTIONS
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """prefetch: buckets in flight beside the one in use; 0 launches each where it is needed."""
+
+    prefetch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.prefetch < 0:
+            raise PassError(f"schedule: prefetch={self.prefetch} is negative; the nearest valid choice is 0")
+
+
+class Schedule(Pass):
+    """Move launches up and waits down by `prefetch` buckets. Every rank runs the same order."""
+
+    name = "schedule"
+    Options = ScheduleOptions
+    level = Level.STEP
+    produces = Level.STEP
+    requires = frozenset({"zero"})
+
+    def run(self, program: Program, context: PassContext) -> bool:
+        moved = 0
+        for phase in Phase:
+            nodes = program.compute_nodes(phase)
+            moved += self._launch_ahead([n for n in nodes if n.target is GATHER])
+            moved += self._wait_behind([n for n in nodes if n.target in REDUCTIONS], program.output_node)
+        context.statistics.update(moved=moved)
+        return moved > 0
+
+    def _launch_ahead(self, gathers: list[fx.Node]) -> int:
+        """Launch each gather before the wait for the one `prefetch` places ahead of it."""
+        waits = [_waits(gather)[0] for gather in gathers]
+        moved = 0
+        for index, gather in enumerate(gathers):
+            if index == 0 or self.options.prefetch == 0:
+                continue
+            anchor = waits[max(0, index - self.options.prefetch)]
+            for source in gather.args[0]:  # type: ignore[union-attr]
+                if source.op == "call_function":  # type: ignore[union-attr]
+                    anchor.prepend(source)  # type: ignore[arg-type]
+            anchor.prepend(gather)
+            moved += 1
+        return moved
+
+    def _wait_behind(self, reductions: list[fx.Node], end: fx.Node) -> int:
+        """Wait for each reduction after the launch of the one `prefetch` places behind it."""
+        moved = 0
+        for index, reduction in enumerate(reductions):
+            if self.options.prefetch == 0:
+                continue
+            behind = index + self.options.prefetch
+            anchor = reductions[behind].next if behind < len(reductions) else end
+            for node in _until_output(reduction):
+                anchor.prepend(node)
+            moved += 1
+        return moved
+
+
+def _waits(launched: fx.Node) -> list[fx.Node]:
+    """The nodes that wait for what `launched` started, in order."""
+    return sorted(wait for item in launched.users for wait in item.users)
+
+
+def _until_output(launched: fx.Node) -> list[fx.Node]:
+    """Everything computed from a reduction, in order; it leads to the program's output only."""
+    found: dict[fx.Node, None] = {}
+    todo = [launched]
+    while todo:
+        for user in todo.pop().users:
+            if user.op != "output" and user not in found:
+                found[user] = None
+                todo.append(user)
+    return sorted(found)

@@ -1,0 +1,198 @@
+"""zero: shard parameters, gradients and optimizer state over the data-parallel ranks (Rajbhandari et al. 2020).
+
+The three stages are one rewrite with two answers: where a gathered parameter is dropped, and when gradients are
+reduced.
+
+    stage   gathered parameter               gradients reduced
+    0       never sharded                    as each is complete (all-reduce)
+    1       resident, outlasts the step      when backward is done
+    2       resident, outlasts the step      as each is complete
+    3       after its last use in forward,   as each is complete
+            gathered again for backward
+"""
+
+import fnmatch
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from graphopt.errors import PassError
+from graphopt.ir import Effect, Input, InputKind, Level, OutputKind, ParameterLayout, Phase, Program, annotate, effect_of, facts_of
+from graphopt.passes.base import Pass, PassContext, Tier
+from graphopt.passes.build import Builder
+from graphopt.passes.rewrite import remove_dead
+
+aten = torch.ops.aten
+collective = torch.ops._c10d_functional
+
+
+@dataclass(frozen=True)
+class ZeroOptions:
+    """stage: 0 to 3. keep: patterns of parameter names, joined by ``|``, that stay gathered until backward in stage 3."""
+
+    stage: int = 3
+    keep: str = ""
+
+    def __post_init__(self) -> None:
+        if self.stage not in (0, 1, 2, 3):
+            raise PassError(f"zero: stage={self.stage} is not one of 0, 1, 2, 3; the nearest is {min(max(self.stage, 0), 3)}")
+
+
+class Zero(Pass):
+    """Gather sharded parameters where they are used; reduce gradients to shards."""
+
+    name = "zero"
+    Options = ZeroOptions
+    level = Level.STEP
+    produces = Level.STEP
+    requires = frozenset({"differentiate"})
+    conflicts = frozenset({"bucket", "schedule"})
+    tier = Tier.REASSOCIATES
+
+    def run(self, program: Program, context: PassContext) -> bool:
+        builder = Builder(program, context, self.name)
+        sharded = [
+            (node, context.layouts[role.name])
+            for role, node in program.nodes_of(InputKind.PARAMETER)
+            if not context.layouts[role.name].is_whole
+        ]
+        weights = {_weight(node): layout for node, layout in sharded}
+        dropped = [w for w, layout in weights.items() if self._dropped_after_forward(layout)]
+        rederived = _rederive_in_backward(builder, dropped)
+        for node, layout in sharded:
+            self._gather(builder, node, layout)
+        reduced = self._reduce_gradients(builder)
+        context.statistics.update(sharded=len(sharded), reduced=reduced, rederived=rederived)
+        return bool(sharded or reduced)
+
+    def _dropped_after_forward(self, layout: ParameterLayout) -> bool:
+        kept = any(fnmatch.fnmatchcase(layout.name, pattern) for pattern in self.options.keep.split("|"))
+        return self.options.stage == 3 and not kept
+
+    def _gather(self, builder: Builder, parameter: fx.Node, layout: ParameterLayout) -> None:
+        """Replace the whole parameter by its shard, gathered before the first use (in each direction, if dropped)."""
+        program = builder.program
+        weight = _weight(parameter)
+        dtype = weight.meta["val"].dtype
+        role = program.inputs[program.placeholders.index(parameter)]
+        shard = program.add_input(
+            Input(InputKind.SHARD, role.name, role.requires_grad),
+            builder.fake(layout.shard_shape, layout.dtype, parameter),
+            after=parameter,
+        )
+        users = sorted(weight.users)
+        phases = [users]
+        if self._dropped_after_forward(layout):
+            phases = [[u for u in users if facts_of(u).phase is phase] for phase in Phase]
+        for group in phases:
+            if group:
+                whole = _gather_before(builder, group[0], shard, layout, dtype, resident=self.options.stage < 3)
+                for user in group:
+                    user.replace_input_with(weight, whole)
+        if weight is not parameter:
+            program.graph.erase_node(weight)
+        program.remove_input(parameter)
+
+    def _reduce_gradients(self, builder: Builder) -> int:
+        """Sum each parameter's gradient over the ranks and take the mean; shards of those that are sharded."""
+        program = builder.program
+        results = list(program.results)
+        count = 0
+        for index, (role, gradient) in enumerate(program.results_of(*OutputKind)):
+            layout = builder.context.layouts.get(role.name) if role.kind is OutputKind.GRADIENT else None
+            if layout is None or gradient is None or layout.ranks == 1:
+                continue
+            last = self.options.stage == 1
+            with builder.before(program.output_node) if last else builder.after(gradient):
+                results[index] = _reduced(builder, gradient, layout)
+            count += 1
+        program.set_results(results, program.outputs)
+        return count
+
+
+def _weight(parameter: fx.Node) -> fx.Node:
+    """The parameter as the program computes with it: behind the cast that `precision` made, if there is one."""
+    users = list(parameter.users)
+    if len(users) == 1 and facts_of(users[0]).made_by == "precision":
+        return users[0]
+    return parameter
+
+
+def _gather_before(
+    builder: Builder, user: fx.Node, shard: fx.Node, layout: ParameterLayout, dtype: torch.dtype, resident: bool
+) -> fx.Node:
+    """The whole parameter in `dtype`, from its shards, ready before `user`. The cast comes first: fewer bytes move."""
+    phase = facts_of(user).phase
+    with builder.before(user):
+        source = shard
+        if dtype != layout.dtype:
+            source = builder.call(aten._to_copy.default, shard, dtype=dtype, like=user, phase=phase)
+        gather = builder.call(
+            collective.all_gather_into_tensor_coalesced.default, [source], layout.ranks, layout.axis, like=user, phase=phase
+        )
+        annotate(gather, resident=resident)
+        item = builder.call(operator.getitem, gather, 0, like=user, phase=phase)
+        whole = builder.call(collective.wait_tensor.default, item, like=user, phase=phase)
+        annotate(whole, resident=resident)
+        if layout.is_padded:
+            whole = builder.call(aten.slice.Tensor, whole, 0, 0, layout.rows, like=user, phase=phase)
+        if tuple(whole.meta["val"].shape) != layout.shape:
+            whole = builder.call(aten.view.default, whole, list(layout.shape), like=user, phase=phase)
+    return whole
+
+
+def _reduced(builder: Builder, gradient: fx.Node, layout: ParameterLayout) -> fx.Node:
+    """The mean over ranks of `gradient`, whole or this rank's padded rows, in the dtype of the stored parameter."""
+
+    def call(target: object, *args: object, **kwargs: object) -> fx.Node:
+        return builder.call(target, *args, like=gradient, phase=Phase.BACKWARD, **kwargs)  # type: ignore[arg-type]
+
+    if layout.is_whole:
+        started = call(collective.all_reduce_coalesced.default, [gradient], "sum", layout.axis)
+    else:
+        value = gradient
+        rows = (layout.rows, *layout.row_shape)
+        if tuple(value.meta["val"].shape) != rows:
+            value = call(aten.reshape.default, value, list(rows))
+        if layout.is_padded:
+            missing = layout.gathered_shape[0] - layout.rows
+            value = call(aten.constant_pad_nd.default, value, [0, 0] * len(layout.row_shape) + [0, missing])
+        started = call(collective.reduce_scatter_tensor_coalesced.default, [value], "sum", layout.ranks, layout.axis)
+    item = call(operator.getitem, started, 0)
+    total = call(collective.wait_tensor.default, item)
+    mean = call(aten.div.Tensor, total, layout.ranks)
+    if mean.meta["val"].dtype != layout.dtype:
+        mean = call(aten._to_copy.default, mean, dtype=layout.dtype)
+    return mean
+
+
+def _rederive_in_backward(builder: Builder, weights: list[fx.Node]) -> int:
+    """Repeat in backward what forward made of the weights alone (a transpose, a cast), so that none of it is saved."""
+    derived: dict[fx.Node, None] = dict.fromkeys(weights)
+    for node in builder.program.compute_nodes(Phase.FORWARD):
+        inputs = node.all_input_nodes
+        if inputs and effect_of(node) is Effect.PURE and all(source in derived for source in inputs):
+            derived[node] = None
+    repeated: dict[fx.Node, fx.Node] = {}
+    for node in reversed(derived):
+        users = [u for u in node.users if facts_of(u).phase is Phase.BACKWARD or u in repeated]
+        if node in weights or not users:
+            continue
+        repeated[node] = node
+    return _insert_repeats(builder, [n for n in derived if n in repeated])
+
+
+def _insert_repeats(builder: Builder, nodes: list[fx.Node]) -> int:
+    """Copy forward `nodes` (in order) before their first backward use, which reads the copy instead."""
+    for node in reversed(nodes):
+        users = sorted(u for u in node.users if facts_of(u).phase is Phase.BACKWARD)
+        with builder.before(users[0]):
+            copy = builder.graph.node_copy(node)
+        annotate(copy, like=node, phase=Phase.BACKWARD, origin=node.name, made_by=builder.made_by)
+        for user in users:
+            user.replace_input_with(node, copy)
+    if nodes:
+        remove_dead(builder.program)
+    return len(nodes)
