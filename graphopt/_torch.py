@@ -1,7 +1,7 @@
 """The only file that touches private torch names: one small function for each, each with a test."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "aliases_argument",
     "compiled_call",
     "distributed_tensor",
+    "inductor_compile",
     "install_compiled_call",
     "is_mutating",
     "keeps_graph",
@@ -142,3 +143,15 @@ def returns_nothing(op: OpOverload) -> bool:
 def aliases_argument(op: OpOverload) -> bool:
     """Whether a result of `op` shares storage with an argument that `op` does not write."""
     return any(a.alias_info is not None and not a.alias_info.is_write for a in op._schema.arguments)
+
+
+def inductor_compile(
+    module: torch.fx.GraphModule, fakes: list[Any], fake_mode: FakeTensorMode
+) -> Callable[[list[Any]], Any]:
+    """Inductor's code for a flat forward-only graph: a function of one list, which it empties."""
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+
+    with fake_mode, tracing(TracingContext(fake_mode)):
+        decomposed = make_fx(module, decomposition_table=select_decomp_table())(*fakes)
+        return compile_fx_inner(decomposed, fakes)  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ class PassContext:
     mesh: axis name -> number of ranks.
     layouts: parameter name -> how it lies over the ranks.
     gradient_outputs: for each user output, whether a gradient will arrive at it; all False for inference.
-    compute_dtype: dtype of the parameters while they compute; None for that in which they are stored.
+    reduce_gradients: False leaves gradients whole and unreduced, as accumulation over microbatches wants them.
     reduce_dtype: dtype in which gradients are summed over ranks; None for that of the stored parameter.
     """
 
@@ -34,7 +34,7 @@ class PassContext:
     mesh: Mapping[str, int]
     layouts: Mapping[str, ParameterLayout]
     gradient_outputs: tuple[bool, ...] = ()
-    compute_dtype: torch.dtype | None = None
+    reduce_gradients: bool = True
     reduce_dtype: torch.dtype | None = None
     statistics: dict[str, int | float | str] = field(default_factory=dict)
 

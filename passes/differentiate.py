@@ -33,6 +33,8 @@ class Differentiate(Pass):
         program.inputs = recording.inputs
         program.level = Level.STEP
         program.set_results(list(module.graph.output_node().args[0]), recording.outputs)  # type: ignore[arg-type]
+        _lift_constants(program)
+        _drop_unreached_tangents(program)
         _name_inputs(program)
         bypassed = _bypass(program)
         context.statistics.update(
@@ -88,14 +90,14 @@ class _Recording:
         if not self.training:
             return list(results)
         reached = [(i, t) for i, t in zip(self.seeded, tangents, strict=True) if results[i].requires_grad]
+        if not reached:
+            return [value.detach() for value in results]
         wanted = [(role, v) for role, v in zip(self.program.inputs, inputs, strict=True) if role.requires_grad]
-        gradients: tuple[Any, ...] = (None,) * len(wanted)
-        if reached and wanted:
-            self._mark_backward([results[i] for i, _ in reached])
-            gradients = torch.autograd.grad(
-                [results[i] for i, _ in reached], [v for _, v in wanted], [t for _, t in reached], allow_unused=True
-            )
-        self.outputs += [Output(OutputKind.GRADIENT, role.name) for role, _ in wanted]
+        self._mark_backward([results[i] for i, _ in reached])
+        gradients = torch.autograd.grad(
+            [results[i] for i, _ in reached], [v for _, v in wanted], [t for _, t in reached], allow_unused=True
+        )
+        self.outputs += [Output(_gradient_kind(role), role.name) for role, _ in wanted]
         return [*(value.detach() for value in results), *gradients]
 
     def forward_ran(self, node: fx.Node, first: int) -> None:
@@ -160,8 +162,31 @@ def _seeded_outputs(program: Program, context: PassContext) -> list[int]:
     return [i for i, seeded in zip(users, context.gradient_outputs, strict=True) if seeded]
 
 
+def _gradient_kind(role: Input) -> OutputKind:
+    return OutputKind.BATCH_GRADIENT if role.kind is InputKind.BATCH else OutputKind.GRADIENT
+
+
 def _last(graph: fx.Graph) -> fx.Node:
     return graph.output_node().prev if graph.find_nodes(op="output") else next(iter(reversed(graph.nodes)))
+
+
+def _lift_constants(program: Program) -> None:
+    """Tensors that were made while recording become inputs like the model's own constants."""
+    for node in program.graph.find_nodes(op="get_attr"):
+        value = getattr(program.module, str(node.target))
+        name = f"recorded.{node.target}"
+        lifted = program.add_input(Input(InputKind.CONSTANT, name), node.meta.get("val", value))
+        program.constants[name] = value
+        node.replace_all_uses_with(lifted)
+        program.graph.erase_node(node)
+
+
+def _drop_unreached_tangents(program: Program) -> None:
+    """No gradient arrives at an output that leads back to no parameter."""
+    reached = {role.name for role in program.outputs if role.kind is OutputKind.USER and role.requires_grad}
+    for role, node in list(program.nodes_of(InputKind.TANGENT)):
+        if role.name not in reached:
+            program.remove_input(node)
 
 
 def _name_inputs(program: Program) -> None:

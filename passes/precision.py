@@ -34,7 +34,7 @@ class Precision(Pass):
                 casts += 1
         results = list(program.results)
         for index, (role, gradient) in enumerate(zip(program.outputs, results, strict=True)):
-            if role.kind is OutputKind.GRADIENT and gradient is not None and role.name in context.layouts:
+            if role.kind is OutputKind.GRADIENT and gradient is not None:
                 results[index] = _cast_gradient(builder, gradient, role.name)
         program.set_results(results, program.outputs)
         context.statistics.update(casts=casts)

@@ -63,7 +63,7 @@ class Zero(Pass):
         rederived = _rederive_in_backward(builder, dropped)
         for node, layout in sharded:
             self._gather(builder, node, layout)
-        reduced = self._reduce_gradients(builder)
+        reduced = self._reduce_gradients(builder) if context.reduce_gradients else 0
         context.statistics.update(sharded=len(sharded), reduced=reduced, rederived=rederived)
         return bool(sharded or reduced)
 

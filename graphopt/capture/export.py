@@ -3,7 +3,7 @@
 import re
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ class Capture:
     """A captured call.
 
     output: rebuilds what `forward` returns from the values of the program's user outputs.
-    constants: tensors that the model's code made, by the name of their input role.
     names: of the batch tensors, in call order (also the names of their roles).
     """
 
@@ -38,7 +37,6 @@ class Capture:
     fake_mode: FakeTensorMode
     output: Template
     names: list[str]
-    constants: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class _Flat(nn.Module):
@@ -90,9 +88,9 @@ def capture(
             ).run_decompositions({})
     except Exception as error:
         raise _explained(error, model) from error
-    program, constants = _with_roles(exported, names, model)
+    program = _with_roles(exported, names, model)
     _state_facts(program.graph, model)
-    return Capture(program, fake_mode, templates[-1], names, constants)
+    return Capture(program, fake_mode, templates[-1], names)
 
 
 def _as_computed(tensor: torch.Tensor, compute_dtype: torch.dtype | None) -> torch.Tensor:
@@ -136,9 +134,7 @@ def _dynamic_shapes(
     return (tuple(dict.fromkeys(dynamic(name, t.dim()), automatic) for name, t in zip(names, tensors, strict=True)),)
 
 
-def _with_roles(
-    exported: torch.export.ExportedProgram, names: list[str], model: nn.Module
-) -> tuple[Program, dict[str, torch.Tensor]]:
+def _with_roles(exported: torch.export.ExportedProgram, names: list[str], model: nn.Module) -> Program:
     """Turn export's signature into roles; tied names become one input, constants get a place of their own."""
     signature: ExportGraphSignature = exported.graph_signature
     aliases = _aliases(model)
@@ -153,8 +149,8 @@ def _with_roles(
     program = Program(module, inputs, outputs, Level.FORWARD, aliases)
     _merge_duplicates(program)
     wanted = {role.name for role in program.inputs if role.kind is InputKind.CONSTANT}
-    constants = {name: value for name, value in exported.constants.items() if name in wanted}
-    return program, constants  # type: ignore[return-value]
+    program.constants = {name: value for name, value in exported.constants.items() if name in wanted}  # type: ignore[misc]
+    return program
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:

@@ -25,13 +25,13 @@ class _Function:
 
     def lines(self, name: str) -> list[str]:
         program = self.program
-        lines = [f"def {name}(values, runtime):"]
+        lines = [f"def {name}(_inputs, _runtime):"]
         for role, node in zip(program.inputs, program.placeholders, strict=True):
             lines.append(f"    # {node.name}: {role}, {describe(node)}")
         names = [node.name for node in program.placeholders]
         if names:
-            lines.append(f"    {', '.join(names)}{',' if len(names) == 1 else ''} = values")
-        lines.append("    values.clear()")
+            lines.append(f"    {', '.join(names)}{',' if len(names) == 1 else ''} = _inputs")
+        lines.append("    _inputs.clear()")
         place = None
         for node in program.graph.nodes:
             if node.op in ("placeholder", "output"):
@@ -49,7 +49,7 @@ class _Function:
 
     def _expression(self, node: fx.Node) -> str:
         if node.op == "get_attr":
-            return f"runtime.constants[{str(node.target)!r}]"
+            return f"_runtime.constants[{str(node.target)!r}]"
         special = _SPECIAL.get(node.target)  # type: ignore[arg-type]
         if special is not None:
             return special(self, node)
@@ -58,9 +58,9 @@ class _Function:
 
     def _callee(self, target: Any) -> str:
         if isinstance(target, OpOverload):
-            packet, overload = target._schema.name, target._schema.overload_name or "default"
-            path = f"torch.ops.{packet.replace('::', '.')}.{overload}"
-            name = re.sub(r"\W+", "_", f"{packet}_{overload}").removeprefix("aten_")
+            path = str(target)
+            name = re.sub(r"\W+", "_", path).removesuffix("_default")
+            path = f"torch.ops.{path}"
             self.imports[name] = f"{name} = {path}"
             return name
         module = {"_operator": "operator"}.get(target.__module__, target.__module__)
@@ -80,20 +80,20 @@ class _Function:
 def _gather(function: _Function, node: fx.Node) -> str:
     sources, _, axis = node.args
     if facts_of(node).resident:
-        return f"runtime.refresh({function.parameter_names(sources)!r}, {literal(sources)}, {axis!r})"
-    return f"runtime.collectives.all_gather({literal(sources)}, {axis!r})"
+        return f"_runtime.refresh({function.parameter_names(sources)!r}, {literal(sources)}, {axis!r})"
+    return f"_runtime.collectives.all_gather({literal(sources)}, {axis!r})"
 
 
 def _reduce_scatter(function: _Function, node: fx.Node) -> str:
-    return f"runtime.collectives.reduce_scatter({literal(node.args[0])}, {node.args[3]!r})"
+    return f"_runtime.collectives.reduce_scatter({literal(node.args[0])}, {node.args[3]!r})"
 
 
 def _all_reduce(function: _Function, node: fx.Node) -> str:
-    return f"runtime.collectives.all_reduce({literal(node.args[0])}, {node.args[2]!r})"
+    return f"_runtime.collectives.all_reduce({literal(node.args[0])}, {node.args[2]!r})"
 
 
 def _all_reduce_one(function: _Function, node: fx.Node) -> str:
-    return f"runtime.collectives.all_reduce([{literal(node.args[0])}], {node.args[2]!r})[0]"
+    return f"_runtime.collectives.all_reduce([{literal(node.args[0])}], {node.args[2]!r})[0]"
 
 
 def _item(function: _Function, node: fx.Node) -> str:
@@ -115,10 +115,10 @@ _SPECIAL: dict[Any, Callable[[_Function, fx.Node], str]] = {
 
 
 def python_source(functions: dict[str, Program], title: str) -> str:
-    """A module with one function for each program: ``name(values, runtime) -> list``.
+    """A module with one function for each program: ``name(_inputs, _runtime) -> list``.
 
-    values: the inputs in the order of the program's roles; the list is emptied, so that the function alone decides
-    how long each lives. runtime: gives the collectives and the resident parameters (`graphopt.runtime.Runtime`).
+    _inputs: the inputs in the order of the program's roles; the list is emptied, so that the function alone decides
+    how long each lives. _runtime: gives the collectives and the resident parameters (`graphopt.runtime.Runtime`).
     """
     imports: dict[str, str] = {"torch": "import torch"}
     bodies = ["\n".join(_Function(program, imports).lines(name)) for name, program in functions.items()]

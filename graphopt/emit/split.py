@@ -10,7 +10,7 @@ from graphopt.ir import Input, InputKind, Level, Output, OutputKind, Phase, Prog
 
 @dataclass
 class Halves:
-    """forward: user outputs, new buffers, then the saved values. backward: None for inference.
+    """forward: new buffers, user outputs, then the saved values. backward: None for inference.
 
     The backward half reads, in order: inputs of the step that it needs (their own roles), saved values, tangents.
     """
@@ -23,8 +23,8 @@ def split(step: Program) -> Halves:
     """Cut a step program at the line between its phases."""
     assert step.level is Level.STEP
     backward_nodes = step.compute_nodes(Phase.BACKWARD)
-    gradients = [(role, node) for role, node in step.results_of(OutputKind.GRADIENT)]
-    kept = [(role, node) for role, node in step.results_of(OutputKind.USER, OutputKind.BUFFER)]
+    gradients = [(role, node) for role, node in step.results_of(OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT)]
+    kept = [*step.results_of(OutputKind.BUFFER), *step.results_of(OutputKind.USER)]
     if not gradients:
         return Halves(_part(step, step.compute_nodes(Phase.FORWARD), kept, None), None)
     saved = _saved(backward_nodes, [node for _, node in gradients])
@@ -70,4 +70,4 @@ def _part(
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] if node is not None else None for _, node in results))
     module = fx.GraphModule(step.module, graph)
-    return Program(module, inputs, [role for role, _ in results], Level.STEP, step.aliases)
+    return Program(module, inputs, [role for role, _ in results], Level.STEP, step.aliases, step.constants)

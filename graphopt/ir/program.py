@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -25,6 +25,7 @@ class Program:
     module: its placeholders align with `inputs`, the elements of its one (flat) output tuple with `outputs`; an output
         may be None (a gradient that does not exist).
     aliases: other names of a tied parameter or buffer -> the name its role carries.
+    constants: the values of inputs of kind CONSTANT, by name.
     """
 
     module: fx.GraphModule
@@ -32,6 +33,7 @@ class Program:
     outputs: list[Output]
     level: Level
     aliases: dict[str, str]
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:

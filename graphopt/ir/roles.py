@@ -22,7 +22,8 @@ class OutputKind(enum.Enum):
 
     USER = "user"
     BUFFER = "buffer"  # the new value of a buffer that forward updates
-    GRADIENT = "gradient"  # of a parameter (whole or shard) or of a batch tensor
+    GRADIENT = "gradient"  # of a parameter, whole or shard
+    BATCH_GRADIENT = "batch gradient"  # of a tensor among the call's arguments
     SAVED = "saved"
 
 

@@ -51,6 +51,10 @@ class Collectives:
     def __init__(self, groups: Mapping[str, dist.ProcessGroup]) -> None:
         self._groups = dict(groups)
 
+    def group_name(self, axis: str) -> str:
+        """The name by which functional collectives know the group of `axis`."""
+        return self._groups[axis].group_name
+
     def all_gather(self, shards: Sequence[torch.Tensor], axis: str) -> Pending:
         """Start gathering `shards`, each [rows, ...] and alike on all ranks; results are [ranks * rows, ...]."""
         return Pending(start_all_gather(list(shards), self._groups[axis]))

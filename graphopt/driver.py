@@ -1,0 +1,268 @@
+"""`graphopt.compile`: capture -> passes -> lower -> install."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from graphopt._torch import install_compiled_call
+from graphopt.capture.arguments import flatten_call, tensor_names
+from graphopt.capture.export import Capture, capture
+from graphopt.capture.guards import AttributeGuard, ModelState, ShapeGuard
+from graphopt.cost.communication import communication
+from graphopt.cost.memory import memory
+from graphopt.emit.bridge import Executable
+from graphopt.emit.executor import emit_functions
+from graphopt.emit.module import EmittedFunction
+from graphopt.emit.split import Halves, split
+from graphopt.engine import Engine, Specialization
+from graphopt.errors import GraphoptError
+from graphopt.ir import OutputKind, ParameterLayout, Program
+from graphopt.ir.collectives import collective_signature
+from graphopt.passes import REGISTRY
+from graphopt.passes.base import PassContext
+from graphopt.passes.pipeline import PassRecord, Pipeline
+from graphopt.plan import Plan
+from graphopt.report import Report
+from graphopt.runtime.agreement import Statement, agree
+from graphopt.runtime.collectives import Collectives
+from graphopt.runtime.mesh import device_mesh, world_size
+from graphopt.runtime.parameters import choose_layouts, distribute, slots
+from graphopt.runtime.resident import Resident
+from graphopt.runtime.state import Runtime
+
+Layouts = Mapping[str, ParameterLayout]
+Observer = Callable[[PassRecord, Program], None]
+
+
+def compile(
+    model: nn.Module, plan: Plan | str | None = None, *, example_inputs: tuple[Any, ...] | dict[str, Any] | None = None
+) -> nn.Module:
+    """Rewrite `model` in place to run as `plan` says, and return it.
+
+    plan: a `Plan`, its text (``"dp=4,zero=3"``), or None for data parallelism over the world.
+    example_inputs: positional (tuple) or keyword (dict) arguments of a call to compile for at once; without them the
+        first call is captured.
+    Parameters become DTensors under their own names when there is more than one rank; every rank starts from the
+    values of the first. Raises PlanError, CaptureError, or RankMismatchError on every rank if ranks differ.
+    """
+    resolved = as_plan(plan).resolve(world_size())
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    mesh = device_mesh(resolved, device)
+    layouts = choose_layouts(model, resolved)
+    agree(_statement(model, resolved), None if mesh is None else dist.group.WORLD)
+    groups = {} if mesh is None else {axis: mesh.get_group(axis) for axis in resolved.mesh}
+    whole = {} if mesh is None else distribute(model, layouts, mesh, in_place=resolved.zero.stage in (1, 2))
+    runtime = Runtime(slots(model), layouts, Collectives(groups), Resident(whole))
+    rank = 0 if mesh is None else mesh.get_local_rank(resolved.data_parallel_axis)
+    specialize = functools.partial(_specialize, model, resolved, runtime, rank, device)
+    engine = Engine(model, resolved, runtime, mesh, specialize)
+    install_compiled_call(model, engine)
+    if example_inputs is not None:
+        engine.prepare(*as_call(example_inputs))
+    return model
+
+
+def as_plan(plan: Plan | str | None) -> Plan:
+    """The plan that the argument of `compile` stands for."""
+    if plan is None:
+        return Plan()
+    return Plan.parse(plan) if isinstance(plan, str) else plan
+
+
+def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, from a tuple, a dict, or a pair of both."""
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    if isinstance(example_inputs, tuple) and len(example_inputs) == 2:
+        positional, keyword = example_inputs
+        if isinstance(positional, tuple) and isinstance(keyword, dict):
+            return positional, keyword
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise GraphoptError(
+        f"example inputs are a {type(example_inputs).__name__}; give a tuple of positional arguments, a dict of keyword "
+        "arguments, or a pair of both"
+    )
+
+
+def pipeline_text(plan: Plan) -> str:
+    """The textual pipeline that a resolved plan stands for."""
+    if plan.passes is not None:
+        return plan.passes
+    ranks = plan.mesh[plan.data_parallel_axis]
+    steps = ["canonicalize"]
+    if plan.batch_norm == "global" and ranks > 1:
+        steps.append("synchronize_batch_norm")
+    steps.append("differentiate")
+    if plan.precision is not None:
+        steps.append("precision")
+    if ranks > 1:
+        steps.append(_zero_text(plan))
+        steps.append(f"bucket{{bytes={plan.zero.bucket_bytes or 0}}}")
+        steps.append(f"schedule{{prefetch={plan.zero.prefetch}}}")
+    return ",".join(steps)
+
+
+def _zero_text(plan: Plan) -> str:
+    kept = plan.zero.keep_gathered
+    patterns = "*" if kept is True else "|".join(kept or ())
+    return f"zero{{stage={plan.zero.stage}" + (f",keep={patterns}" if patterns else "") + "}"
+
+
+@dataclass
+class Compilation:
+    """One call of a model, compiled: the program, its halves and the report; nothing of it needs a process group."""
+
+    captured: Capture
+    halves: Halves
+    seeded: tuple[bool, ...]
+    report: Report
+    functions: dict[str, EmittedFunction]
+
+
+def lower(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plan: Plan,
+    *,
+    layouts: Layouts | None = None,
+    seeded: tuple[bool, ...] | None = None,
+    observer: Observer | None = None,
+) -> Compilation:
+    """Compile one call of `model` under a resolved plan, without touching the model and without a process group.
+
+    layouts: how the parameters lie already; by default as the plan would lay them.
+    seeded: for each user output, whether a gradient arrives there; by default the scalar ones (a loss), or all.
+    observer: called after each pass with its record and the program.
+    """
+    started = time.perf_counter()
+    layouts = choose_layouts(model, plan) if layouts is None else layouts
+    captured = _capture(model, args, kwargs, plan)
+    program = captured.program
+    if seeded is None:
+        seeded = _likely_seeded(program)
+    context = _context(captured, plan, layouts, seeded)
+    forward_graph = program.module
+    pipeline = Pipeline.parse(pipeline_text(plan), REGISTRY)
+    records = pipeline.run(program, context, verify=plan.verify, observer=observer)
+    seeded, missed = _reached(program, seeded)
+    if missed:
+        return lower(model, args, kwargs, plan, layouts=layouts, seeded=missed, observer=observer)
+    halves = split(program)
+    parts = {"forward": halves.forward} | ({"backward": halves.backward} if halves.backward else {})
+    emitted = emit_functions(parts, plan, captured.fake_mode, title=f"{type(model).__name__} under {plan}", name=type(model).__name__)
+    report = Report(
+        forward_graph=forward_graph,
+        step_graph=program.module,
+        passes=records,
+        pipeline=str(pipeline),
+        communication=communication(program),
+        memory=memory(program),
+        compile_seconds=time.perf_counter() - started,
+        source=emitted.source,
+        source_path=emitted.path,
+        notes=emitted.notes,
+    )
+    return Compilation(captured, halves, seeded, report, emitted.functions)
+
+
+def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan) -> Capture:
+    tensors, spec = flatten_call(args, kwargs)
+    return capture(
+        model,
+        tensors,
+        spec,
+        tensor_names(model.forward, args, kwargs),
+        compute_dtype=plan.precision.compute_dtype if plan.precision is not None else None,
+        dynamic=plan.dynamic_dims_for if plan.dynamic else None,
+    )
+
+
+def _context(
+    captured: Capture, plan: Plan, layouts: Layouts, seeded: tuple[bool, ...], *, reduce: bool = True
+) -> PassContext:
+    return PassContext(
+        fake_mode=captured.fake_mode,
+        mesh=dict(plan.mesh),
+        layouts=layouts,
+        gradient_outputs=seeded,
+        reduce_dtype=plan.precision.reduce_dtype if plan.precision is not None else None,
+        reduce_gradients=reduce,
+    )
+
+
+def _likely_seeded(program: Program) -> tuple[bool, ...]:
+    """A gradient is expected at scalar outputs (a loss) if there are any, else at every floating output."""
+    values = [node.meta["val"] for _, node in program.results_of(OutputKind.USER) if node is not None]
+    if not torch.is_grad_enabled():
+        return (False,) * len(values)
+    scalars = tuple(value.is_floating_point() and value.dim() == 0 for value in values)
+    return scalars if any(scalars) else tuple(value.is_floating_point() for value in values)
+
+
+def _reached(program: Program, seeded: tuple[bool, ...]) -> tuple[tuple[bool, ...], tuple[bool, ...] | None]:
+    """Which of the seeded outputs lead back to a parameter; and, if none does, those outputs that would."""
+    users = [role.requires_grad for role, _ in program.results_of(OutputKind.USER)]
+    reached = tuple(flag and requires for flag, requires in zip(seeded, users, strict=True))
+    return reached, tuple(users) if any(seeded) and not any(reached) and any(users) else None
+
+
+def _unreduced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan, compilation: Compilation, layouts: Layouts
+) -> EmittedFunction:
+    """The backward half of a compilation without its reductions; it reads the same saved values."""
+    captured = _capture(model, args, kwargs, plan)
+    program = captured.program
+    context = _context(captured, plan, layouts, compilation.seeded, reduce=False)
+    Pipeline.parse(compilation.report.pipeline, REGISTRY).run(program, context)
+    backward = split(program).backward
+    assert backward is not None and compilation.halves.backward is not None
+    assert backward.inputs == compilation.halves.backward.inputs
+    emitted = emit_functions({"backward": backward}, plan, captured.fake_mode, title="unreduced gradients", name="unreduced")
+    return emitted.functions["backward"]
+
+
+def _statement(model: nn.Module, plan: Plan) -> Statement:
+    """What all ranks must have in common before the first of them is sharded."""
+    described = [f"{name}: {p.dtype} {tuple(p.shape)} {p.requires_grad}" for name, p in model.named_parameters()]
+    described += [f"{name}: {b.dtype} {tuple(b.shape)}" for name, b in model.named_buffers()]
+    return Statement({"plan": str(plan), "model": f"{type(model).__name__} of {len(described)} tensors", "tensors": "; ".join(described)})
+
+
+def _specialize(
+    model: nn.Module,
+    plan: Plan,
+    runtime: Runtime,
+    rank: int,
+    device: torch.device,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    seeded: tuple[bool, ...] | None,
+) -> Specialization:
+    """Compile one call and bind it to this rank's runtime."""
+    attributes = AttributeGuard(ModelState(model), model.forward)
+    compilation = lower(model, args, kwargs, plan, layouts=runtime.layouts, seeded=seeded)
+    captured = compilation.captured
+    attributes.forget_changed()
+    shapes = ShapeGuard(captured)
+    executable = Executable(
+        halves=compilation.halves,
+        forward=compilation.functions["forward"],
+        backward=compilation.functions.get("backward"),
+        unreduced=functools.cache(lambda: _unreduced(model, args, kwargs, plan, compilation, runtime.layouts)),
+        runtime=runtime,
+        batch_names=captured.names,
+        seeded=compilation.seeded,
+        rank=rank,
+        ranks=plan.mesh[plan.data_parallel_axis],
+        device=device,
+    )
+    signature = "".join(collective_signature(half) for half in (compilation.halves.forward, compilation.halves.backward) if half)
+    return Specialization(executable, compilation.report, attributes, shapes, captured.output, signature)

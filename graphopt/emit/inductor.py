@@ -1,0 +1,36 @@
+"""Inductor as the executor of a half: compiled at its first call, when the process groups are known."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphopt._torch import FakeTensorMode, inductor_compile
+from graphopt.emit.module import EmittedFunction
+from graphopt.ir import Program
+from graphopt.runtime.state import Runtime
+
+def inductor_function(program: Program, fake_mode: FakeTensorMode) -> EmittedFunction:
+    """A function that Inductor compiles; collectives stay calls, on the groups of the runtime it is first called with."""
+    compiled: list[Any] = []
+
+    def call(inputs: list[Any], runtime: Runtime) -> list[Any]:
+        if not compiled:
+            module = _bound(program, runtime)
+            fakes = [node.meta["val"] for node in program.placeholders]
+            compiled.append(inductor_compile(module, fakes, fake_mode))
+        results: list[Any] = list(compiled[0](inputs))
+        return results
+
+    return call
+
+
+def _bound(program: Program, runtime: Runtime) -> fx.GraphModule:
+    """A copy of the program whose collectives name process groups instead of mesh axes."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.graph, {}))
+    for node in graph.nodes:
+        if node.op == "call_function" and getattr(node.target, "namespace", "") == "_c10d_functional":
+            if node.target is not torch.ops._c10d_functional.wait_tensor.default:
+                node.args = (*node.args[:-1], runtime.collectives.group_name(node.args[-1]))
+    return fx.GraphModule(program.module, graph)

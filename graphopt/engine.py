@@ -1,0 +1,225 @@
+"""The call that `graphopt.compile` installs: finds or makes the program for a call, and runs it."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from graphopt._torch import compiled_call, install_compiled_call, reparametrized
+from graphopt.capture.arguments import CallSpec, flatten_call
+from graphopt.capture.guards import AttributeGuard, CallKey, ModelState, ShapeGuard
+from graphopt.emit.bridge import Executable, Gradients, Invocation, call_with_autograd
+from graphopt.errors import CaptureError, GraphoptError
+from graphopt.ir import OutputKind
+from graphopt.plan import Plan
+from graphopt.report import Report
+from graphopt.runtime.agreement import Statement, agree
+from graphopt.runtime.parameters import whole_parameters
+from graphopt.runtime.reduction import UnreducedGradients, reduce_gradients
+from graphopt.runtime.state import Runtime
+
+log = logging.getLogger("graphopt")
+
+
+@dataclass
+class Specialization:
+    """A program made for calls of one key.
+
+    collectives: digest of what it exchanges with other ranks, and in which order.
+    variants: the same call specialized to gradients at other outputs, by which.
+    """
+
+    executable: Executable
+    report: Report
+    attributes: AttributeGuard
+    shapes: ShapeGuard
+    template: Any
+    collectives: str
+    variants: dict[tuple[bool, ...], "Specialization"] = field(default_factory=dict)
+
+
+Specialize = Callable[[tuple[Any, ...], dict[str, Any], tuple[bool, ...] | None], Specialization]
+
+
+class Engine:
+    """A compiled model's call.
+
+    specialize: compiles a call (args, kwargs, seeded outputs or None to predict them).
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, runtime: Runtime, mesh: DeviceMesh | None, specialize: Specialize
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.runtime = runtime
+        self.report: Report | None = None
+        self.synchronizes = True
+        self._group = None if mesh is None else dist.group.WORLD
+        self._specialize = specialize
+        self._state = ModelState(model)
+        self._specializations: dict[CallKey, list[Specialization]] = {}
+        self._agreed: set[str] = set()
+        self._said: set[str] = set()
+        self._unreduced = UnreducedGradients()
+        self._eager = False
+        self._last: Specialization | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._eager or torch.compiler.is_exporting():
+            return self._original(*args, **kwargs)
+        try:
+            tensors, spec = flatten_call(args, kwargs)
+        except CaptureError as error:
+            if torch.is_grad_enabled():
+                raise
+            self._say(f"{error}; this call runs uncompiled with its parameters gathered")
+            with self.gathered():
+                return self._original(*args, **kwargs)
+        if self.plan.precision is not None:
+            dtype = self.plan.precision.compute_dtype
+            tensors = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
+            args, kwargs = spec.rebuild(tensors)
+        chosen = self._find(args, kwargs, tensors, spec)
+        if chosen is not self._last:
+            self.runtime.resident.invalidate()
+            self._last = chosen
+        return chosen.template.build(self._run(chosen, args, kwargs, tensors))
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Compile for such a call now."""
+        tensors, spec = flatten_call(args, kwargs)
+        self._find(args, kwargs, tensors, spec)
+
+    def _find(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor], spec: CallSpec
+    ) -> Specialization:
+        key = self._state.key(spec, tensors)
+        known = self._specializations.setdefault(key, [])
+        reasons = []
+        for candidate in known:
+            reason = candidate.attributes.broken() or candidate.shapes.broken(tensors)
+            if reason is None:
+                self.report = candidate.report
+                return candidate
+            reasons.append(reason)
+        if reasons:
+            self._say(f"recompiling: {reasons[-1]}")
+        made = self._compiled(args, kwargs, None)
+        known.append(made)
+        return made
+
+    def _compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any], seeded: tuple[bool, ...] | None) -> Specialization:
+        """Compile, and make sure that all ranks go on together, with the same collectives."""
+        try:
+            made = self._specialize(args, kwargs, seeded)
+        except Exception as error:
+            if not self._agreed:
+                self._agree(Statement({}, f"{type(error).__name__}: {error}"), error)
+            raise
+        if made.collectives not in self._agreed:
+            self._agree(Statement({"program": made.collectives}))
+            self._agreed.add(made.collectives)
+        self.report = made.report
+        return made
+
+    def _agree(self, statement: Statement, cause: Exception | None = None) -> None:
+        try:
+            agree(statement, self._group)
+        except GraphoptError as error:
+            raise error from cause
+
+    def _run(
+        self, chosen: Specialization, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]
+    ) -> Any:
+        executable = chosen.executable
+        if executable.backward is None:
+            with torch.no_grad():
+                return executable.run_forward(tensors)[0]
+
+        def respecialize(seeded: tuple[bool, ...]) -> Executable:
+            if seeded not in chosen.variants:
+                self._say(f"recompiling: gradients arrived at outputs {_numbers(seeded)}, not {_numbers(executable.seeded)}")
+                chosen.variants[seeded] = self._compiled(args, kwargs, seeded)
+            better = chosen.variants[seeded]
+            chosen.executable, chosen.report = better.executable, better.report
+            return better.executable
+
+        return call_with_autograd(Invocation(executable, tensors, respecialize, self._backward))
+
+    def _backward(self, ran: Executable, values: list[Any]) -> Gradients:
+        """Run a backward half; inside `no_sync` its gradients are kept back, to be reduced with those after it."""
+        if self.synchronizes:
+            self.runtime.resident.invalidate()
+        if self._group is None or (self.synchronizes and not self._unreduced):
+            assert ran.backward is not None
+            return _named(ran, ran.backward(values, self.runtime))
+        gradients = _named(ran, ran.unreduced()(values, self.runtime))
+        parameters = {role.name: role for role in gradients if role.kind is OutputKind.GRADIENT}
+        self._unreduced.add({name: gradients.pop(role) for name, role in parameters.items()})
+        if self.synchronizes:
+            reduced = reduce_gradients(self._unreduced.take(), self.runtime.layouts, self.runtime.collectives)
+            roles = {role.name: role for role in ran.gradients if role.kind is OutputKind.GRADIENT}
+            gradients.update({roles[name]: gradient for name, gradient in reduced.items()})
+        return gradients
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        before, self.synchronizes = self.synchronizes, False
+        try:
+            yield
+        finally:
+            self.synchronizes = before
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Parameters whole and plain, calls uncompiled, until the context ends."""
+        if self._eager or self._group is None:
+            yield
+            return
+        whole = dict(whole_parameters(self.model))
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if name not in whole:
+                whole[name] = next(whole[first] for first, p in self.model.named_parameters() if p is parameter)
+        self._eager = True
+        try:
+            with reparametrized(self.model, {n: nn.Parameter(t, requires_grad=False) for n, t in whole.items()}):
+                yield
+        finally:
+            self._eager = False
+
+    def _original(self, *args: Any, **kwargs: Any) -> Any:
+        """The call as it was before `compile`, hooks included."""
+        install_compiled_call(self.model, None)
+        try:
+            return self.model(*args, **kwargs)
+        finally:
+            install_compiled_call(self.model, self)
+
+    def _say(self, message: str) -> None:
+        """Log a fallback or a recompilation, once."""
+        if message not in self._said:
+            self._said.add(message)
+            log.warning("%s: %s", type(self.model).__name__, message)
+
+
+def engine_of(model: nn.Module) -> Engine:
+    """The engine of a compiled model. Raises GraphoptError for any other."""
+    engine = compiled_call(model)
+    if not isinstance(engine, Engine):
+        raise GraphoptError(f"this {type(model).__name__} is not compiled; call graphopt.compile(model, plan) first")
+    return engine
+
+
+def _named(executable: Executable, results: list[Any]) -> Gradients:
+    return {role: value for role, value in zip(executable.gradients, results, strict=True) if value is not None}
+
+
+def _numbers(seeded: tuple[bool, ...]) -> list[int]:
+    return [index for index, flag in enumerate(seeded) if flag]
