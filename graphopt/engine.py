@@ -15,7 +15,7 @@ from graphopt._torch import compiled_call, install_compiled_call, reparametrized
 from graphopt.capture.arguments import CallSpec, flatten_call
 from graphopt.capture.guards import AttributeGuard, CallKey, ModelState, ShapeGuard
 from graphopt.emit.bridge import Executable, Gradients, Invocation, call_with_autograd
-from graphopt.errors import CaptureError, GraphoptError
+from graphopt.errors import CaptureError, GraphoptError, RankMismatchError
 from graphopt.ir import OutputKind
 from graphopt.plan import Plan
 from graphopt.report import Report
@@ -121,19 +121,14 @@ class Engine:
             made = self._specialize(args, kwargs, seeded)
         except Exception as error:
             if not self._agreed:
-                self._agree(Statement({}, f"{type(error).__name__}: {error}"), error)
+                with contextlib.suppress(RankMismatchError):  # it tells the other ranks; here the cause is known
+                    agree(Statement({}, f"{type(error).__name__}: {error}"), self._group)
             raise
         if made.collectives not in self._agreed:
-            self._agree(Statement({"program": made.collectives}))
+            agree(Statement({"program": made.collectives}), self._group)
             self._agreed.add(made.collectives)
         self.report = made.report
         return made
-
-    def _agree(self, statement: Statement, cause: Exception | None = None) -> None:
-        try:
-            agree(statement, self._group)
-        except GraphoptError as error:
-            raise error from cause
 
     def _run(
         self, chosen: Specialization, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]

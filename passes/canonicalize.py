@@ -17,7 +17,10 @@ _ASSERTIONS = (
 
 
 class Canonicalize(Pass):
-    """Drop assertions that capture has proved, views that change nothing and nodes nobody reads; spell copies as casts."""
+    """Drop assertions that capture has proved, views that change nothing and nodes nobody reads.
+
+    Copies are spelled as casts, views as reshapes.
+    """
 
     name = "canonicalize"
     level = Level.FORWARD
@@ -31,10 +34,14 @@ class Canonicalize(Pass):
         copies = graph.find_nodes(op="call_function", target=aten.copy.default)
         for node in copies:
             _copy_as_cast(graph, node)
+        views = graph.find_nodes(op="call_function", target=aten.view.default)
+        for node in views:
+            # Under autograd attention may lay its result out otherwise than it did in capture.
+            node.target = aten.reshape.default
         identities = remove_identities(program)
         dead = remove_dead(program)
-        context.statistics.update(assertions=len(asserted), copies=len(copies), identities=identities, dead=dead)
-        return bool(asserted or copies or identities or dead)
+        context.statistics.update(assertions=len(asserted), copies=len(copies), views=len(views), identities=identities, dead=dead)
+        return bool(asserted or copies or views or identities or dead)
 
 
 def _copy_as_cast(graph: fx.Graph, node: fx.Node) -> None:
