@@ -164,6 +164,11 @@ class Engine:
             gradients.update({roles[name]: gradient for name, gradient in reduced.items()})
         return gradients
 
+    def last_report(self) -> Report:
+        if self.report is None:
+            raise GraphoptError("nothing is compiled yet: call the model once, or give example_inputs to graphopt.compile")
+        return self.report
+
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
         before, self.synchronizes = self.synchronizes, False

@@ -9,10 +9,11 @@ from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.differentiate import Differentiate
 from graphopt.passes.precision import Precision
 from graphopt.passes.schedule import Schedule
+from graphopt.passes.synchronize_batch_norm import SynchronizeBatchNorm
 from graphopt.passes.zero import Zero
 
 REGISTRY: Mapping[str, type[Pass]] = MappingProxyType(
-    {p.name: p for p in (Canonicalize, Differentiate, Precision, Zero, Bucket, Schedule)}
+    {p.name: p for p in (Canonicalize, SynchronizeBatchNorm, Differentiate, Precision, Zero, Bucket, Schedule)}
 )
 
 __all__ = ["REGISTRY", "NoOptions", "Pass", "PassContext", "Tier"]

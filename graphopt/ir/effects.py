@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from graphopt._torch import OpOverload, aliases_argument, is_mutating, returns_nothing
+from graphopt.ir.ops import all_reduce
 
 
 class Effect(enum.Enum):
@@ -29,7 +30,7 @@ def effect_of(node: fx.Node) -> Effect:
         return Effect.PURE
     if not isinstance(target, OpOverload):
         return Effect.PURE if callable(target) and getattr(target, "__module__", "") in ("_operator", "math") else Effect.HOST
-    if target.namespace in _COLLECTIVE_NAMESPACES:
+    if target.namespace in _COLLECTIVE_NAMESPACES or target is all_reduce:
         return Effect.COLLECTIVE
     if torch.Tag.nondeterministic_seeded in target.tags:
         return Effect.RANDOM

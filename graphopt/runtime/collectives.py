@@ -55,9 +55,14 @@ class Collectives:
         """The name by which functional collectives know the group of `axis`."""
         return self._groups[axis].group_name
 
-    def all_gather(self, shards: Sequence[torch.Tensor], axis: str) -> Pending:
-        """Start gathering `shards`, each [rows, ...] and alike on all ranks; results are [ranks * rows, ...]."""
-        return Pending(start_all_gather(list(shards), self._groups[axis]))
+    def all_gather(
+        self, shards: Sequence[torch.Tensor], axis: str, into: Sequence[torch.Tensor | None] | None = None
+    ) -> Pending:
+        """Start gathering `shards`, each [rows, ...] and alike on all ranks; results are [ranks * rows, ...].
+
+        into: where each result goes; None for a new tensor.
+        """
+        return Pending(_start_all_gather(list(shards), self._groups[axis], into or [None] * len(shards)))
 
     def reduce_scatter(self, tensors: Sequence[torch.Tensor], axis: str) -> Pending:
         """Start summing `tensors`, each [ranks * rows, ...], over the ranks; results are this rank's [rows, ...]."""
@@ -68,16 +73,19 @@ class Collectives:
         return Pending(_start_all_reduce(list(tensors), self._groups[axis]))
 
 
-def start_all_gather(shards: list[torch.Tensor], group: dist.ProcessGroup) -> Finish:
+def _start_all_gather(
+    shards: list[torch.Tensor], group: dist.ProcessGroup, into: Sequence[torch.Tensor | None]
+) -> Finish:
     """Start one all-gather for all `shards`; the function returned waits and gives the gathered tensors."""
     ranks = dist.get_world_size(group)
     flat = _flat(shards)
-    gathered = flat.new_empty(ranks * flat.numel())
+    alone = into[0] if len(shards) == 1 else None
+    gathered = flat.new_empty(ranks * flat.numel()) if alone is None else alone.view(-1)
     work = dist.all_gather_into_tensor(gathered, flat, group=group, async_op=True)
 
     def finish(kept: torch.Tensor = flat) -> list[torch.Tensor]:
         work.wait()
-        return _unpack_ranks(gathered, [tuple(s.shape) for s in shards], ranks)
+        return _unpack_ranks(gathered, [tuple(s.shape) for s in shards], ranks, into)
 
     return finish
 
@@ -130,7 +138,7 @@ def _start_all_reduce(tensors: list[torch.Tensor], group: dist.ProcessGroup) -> 
     finish_sum = _start_sum(flat, ranks, group)
 
     def finish() -> list[torch.Tensor]:
-        (whole,) = start_all_gather([finish_sum()], group)()
+        (whole,) = _start_all_gather([finish_sum()], group, [None])()
         return _split(whole[:size], [tuple(t.shape) for t in tensors])
 
     return finish
@@ -150,12 +158,20 @@ def _pack_ranks(tensors: list[torch.Tensor], ranks: int) -> torch.Tensor:
     return torch.cat([t.reshape(ranks, -1) for t in tensors], dim=1).view(-1)
 
 
-def _unpack_ranks(gathered: torch.Tensor, shapes: list[tuple[int, ...]], ranks: int) -> list[torch.Tensor]:
+def _unpack_ranks(
+    gathered: torch.Tensor, shapes: list[tuple[int, ...]], ranks: int, into: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor]:
     """The inverse of packing: each tensor's slices end to end."""
     if len(shapes) == 1:
         return [gathered.view(ranks * shapes[0][0], *shapes[0][1:])]
     columns = gathered.view(ranks, -1).split([torch.Size(shape).numel() for shape in shapes], dim=1)
-    return [c.reshape(ranks * shape[0], *shape[1:]) for c, shape in zip(columns, shapes, strict=True)]
+    results = []
+    for column, shape, target in zip(columns, shapes, into, strict=True):
+        if target is None:
+            target = gathered.new_empty(ranks * shape[0], *shape[1:])
+        target.view(ranks, -1).copy_(column)
+        results.append(target)
+    return results
 
 
 def _split(flat: torch.Tensor, shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:

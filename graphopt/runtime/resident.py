@@ -41,11 +41,11 @@ class Resident:
         sources = [(p, version_of(p), version_of(local_tensor(p))) for p in parameters]
         if all(self._is_fresh(name, source) for name, source in zip(names, sources, strict=True)):
             return Pending(lambda: [self._whole[name] for name in names])
-        gathered = collectives.all_gather(shards, axis)
+        gathered = collectives.all_gather(shards, axis, [self._storage(n, s) for n, s in zip(names, shards, strict=True)])
 
         def finish() -> list[torch.Tensor]:
             for index, (name, source) in enumerate(zip(names, sources, strict=True)):
-                self._store(name, gathered.take(index))
+                self._whole[name] = gathered.take(index)
                 self._sources[name] = source
             return [self._whole[name] for name in names]
 
@@ -55,9 +55,7 @@ class Resident:
         known = self._sources.get(name)
         return known is not None and known[0] is source[0] and known[1:] == source[1:]
 
-    def _store(self, name: str, value: torch.Tensor) -> None:
+    def _storage(self, name: str, shard: torch.Tensor) -> torch.Tensor | None:
+        """The storage to fill again, if the parameter is kept in the dtype that moves."""
         whole = self._whole.get(name)
-        if whole is not None and whole.dtype == value.dtype and whole.shape == value.shape:
-            whole.copy_(value)
-        else:
-            self._whole[name] = value
+        return whole if whole is not None and whole.dtype == shard.dtype else None

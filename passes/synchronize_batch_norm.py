@@ -1,0 +1,84 @@
+"""synchronize_batch_norm: statistics over the whole batch, on all ranks, instead of over each rank's part."""
+
+import operator
+
+import torch
+from torch import fx
+
+from graphopt.ir import Level, Phase, Program
+from graphopt.ir.ops import all_reduce
+from graphopt.passes.base import Pass, PassContext, Tier
+from graphopt.passes.build import Builder
+from graphopt.passes.rewrite import remove_dead
+
+aten = torch.ops.aten
+_BATCH_NORM = aten._native_batch_norm_legit_functional.default
+
+
+class SynchronizeBatchNorm(Pass):
+    """Replace batch normalization in training mode by its definition with sums over the data-parallel ranks.
+
+    Mean and variance are taken in two passes over the input, as eager does (Ioffe and Szegedy 2015, algorithm 1); ranks
+    may hold parts of different sizes.
+    """
+
+    name = "synchronize_batch_norm"
+    level = Level.FORWARD
+    produces = Level.FORWARD
+    tier = Tier.REASSOCIATES
+
+    def run(self, program: Program, context: PassContext) -> bool:
+        axis = next(iter(context.mesh))
+        nodes = [
+            node
+            for node in program.graph.find_nodes(op="call_function", target=_BATCH_NORM)
+            if node.args[5] and context.mesh[axis] > 1
+        ]
+        for node in nodes:
+            _replace(Builder(program, context, self.name), node, axis)
+        remove_dead(program)
+        context.statistics.update(synchronized=len(nodes))
+        return bool(nodes)
+
+
+def _replace(builder: Builder, node: fx.Node, axis: str) -> None:
+    value, weight, bias, running_mean, running_var, _, momentum, eps = node.args
+    assert isinstance(value, fx.Node) and isinstance(momentum, float)
+    shape = value.meta["val"].shape
+    channels, others = shape[1], [d for d in range(len(shape)) if d != 1]
+    broadcast = [1, channels] + [1] * (len(shape) - 2)
+
+    def call(target: object, *args: object, **kwargs: object) -> fx.Node:
+        return builder.call(target, *args, like=node, phase=Phase.FORWARD, **kwargs)  # type: ignore[arg-type]
+
+    def spread(per_channel: object) -> fx.Node:
+        return call(aten.reshape.default, per_channel, broadcast)
+
+    with builder.before(node):
+        total = call(aten.sum.dim_IntList, value, others)
+        count = call(aten.sum.default, call(aten.ones_like.default, call(aten.select.int, value, 1, 0)))
+        packed = call(all_reduce, call(aten.cat.default, [total, call(aten.reshape.default, count, [1])]), axis)
+        elements = call(aten.slice.Tensor, packed, 0, channels, channels + 1)
+        mean = call(aten.div.Tensor, call(aten.slice.Tensor, packed, 0, 0, channels), elements)
+        centered = call(aten.sub.Tensor, value, spread(mean))
+        squares = call(all_reduce, call(aten.sum.dim_IntList, call(aten.mul.Tensor, centered, centered), others), axis)
+        variance = call(aten.div.Tensor, squares, elements)
+        scale = call(aten.rsqrt.default, call(aten.add.Scalar, variance, eps))
+        result = call(aten.mul.Tensor, centered, spread(scale))
+        if weight is not None:
+            result = call(aten.mul.Tensor, result, spread(weight))
+        if bias is not None:
+            result = call(aten.add.Tensor, result, spread(bias))
+        unbiased = call(aten.div.Tensor, squares, call(aten.sub.Scalar, elements, 1))
+        results = {
+            0: result,
+            1: mean,
+            2: scale,
+            3: call(aten.lerp.Scalar, running_mean, call(aten.detach.default, mean), momentum),
+            4: call(aten.lerp.Scalar, running_var, call(aten.detach.default, unbiased), momentum),
+        }
+    for item in list(node.users):
+        assert item.target is operator.getitem
+        item.replace_all_uses_with(results[item.args[1]])  # type: ignore[index]
+        builder.graph.erase_node(item)
+    builder.graph.erase_node(node)
