@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from graphopt.ir import OutputKind, ParameterLayout, Program
 from graphopt.ir.collectives import collective_signature
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import PassContext
-from graphopt.passes.pipeline import PassRecord, Pipeline
+from graphopt.passes.pipeline import Observer, Pipeline
 from graphopt.plan import Plan
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree
@@ -37,7 +37,6 @@ from graphopt.runtime.resident import Resident
 from graphopt.runtime.state import Runtime
 
 Layouts = Mapping[str, ParameterLayout]
-Observer = Callable[[PassRecord, Program], None]
 
 
 def compile(
@@ -163,7 +162,7 @@ def lower(
         step_graph=program.module,
         passes=records,
         pipeline=str(pipeline),
-        communication=communication(program),
+        communication=communication(program, plan.mesh),
         memory=memory(program),
         compile_seconds=time.perf_counter() - started,
         source=emitted.source,

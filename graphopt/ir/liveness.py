@@ -1,0 +1,71 @@
+"""Which storage each value lives in, and from when to when."""
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from graphopt.ir.effects import is_view
+from graphopt.ir.program import Program
+
+_WAIT = torch.ops._c10d_functional.wait_tensor.default
+
+
+def storage_of(program: Program) -> dict[fx.Node, fx.Node]:
+    """For each node, the node that allocated the storage its value lies in: a view's is that of what it views.
+
+    The items of a collective's result are storages of their own; waiting for one gives the same storage.
+    """
+    owner: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        if source is None or node.op != "call_function":
+            owner[node] = node
+        elif node.target is operator.getitem:
+            owner[node] = node if isinstance(source.meta.get("val"), (list, tuple)) else owner[source]
+        elif node.target is _WAIT or is_view(node):
+            shares = node.target is _WAIT or _same_storage(source, node)
+            owner[node] = owner[source] if shares else node
+        else:
+            owner[node] = node
+    return owner
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A storage from the node that allocates it to the last that reads it; None: it outlives the program."""
+
+    owner: fx.Node
+    first: int
+    last: int | None
+
+
+def intervals(program: Program) -> list[Interval]:
+    """The life of every storage that a call allocates, counted in positions of the graph, in order of allocation."""
+    owner = storage_of(program)
+    position = {node: index for index, node in enumerate(program.graph.nodes)}
+    last: dict[fx.Node, int] = {}
+    kept = {owner[node] for node in program.results if node is not None}
+    for node in program.graph.nodes:
+        last[owner[node]] = max(last.get(owner[node], 0), position[node])
+        if node.op != "output":
+            for source in node.all_input_nodes:
+                last[owner[source]] = max(last[owner[source]], position[node])
+    return [
+        Interval(node, position[node], None if node in kept else last[node])
+        for node in program.graph.nodes
+        if node.op == "call_function" and owner[node] is node
+    ]
+
+
+def _same_storage(source: fx.Node, node: fx.Node) -> bool:
+    """Some views copy when they must (reshape): compare the storages of the fake values where both are there."""
+    before, after = source.meta.get("val"), node.meta.get("val")
+    if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and _copies_if_needed(node):
+        return bool(before.is_contiguous())
+    return True
+
+
+def _copies_if_needed(node: fx.Node) -> bool:
+    return node.target in (torch.ops.aten.reshape.default, torch.ops.aten.contiguous.default)

@@ -1,0 +1,38 @@
+"""Programs as text, one line a node, and the difference between two of them."""
+
+import difflib
+
+from torch import fx
+
+from graphopt.ir.facts import facts_of
+from graphopt.ir.program import Program
+from graphopt.ir.structural_hash import described
+
+
+def format_program(program: Program) -> str:
+    """Every input with its role, every node with value, phase and place in the model, every output with its role."""
+    lines = [f"program at level {program.level.value}"]
+    for role, node in zip(program.inputs, program.placeholders, strict=True):
+        lines.append(f"  {node.name}: {described(node.meta.get('val'))} = input ({role})")
+    lines += [f"  {format_node(node)}" for node in program.graph.nodes if node.op not in ("placeholder", "output")]
+    for output, result in zip(program.outputs, program.results, strict=True):
+        lines.append(f"  output ({output}) = {result.name if result is not None else None}")
+    return "\n".join(lines) + "\n"
+
+
+def format_node(node: fx.Node) -> str:
+    """One node: name, value, operator, arguments, then phase, module and source line."""
+    arguments = [str(argument) for argument in node.args] + [f"{key}={value}" for key, value in node.kwargs.items()]
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    target = str(node.target) if "." in str(node.target) and " " not in str(node.target) else target
+    facts = facts_of(node)
+    place = " ".join(filter(None, (facts.phase.value, facts.module, facts.source)))
+    made = f" by {facts.made_by}" if facts.made_by not in ("capture", "differentiate") else ""
+    return f"{node.name}: {described(node.meta.get('val'))} = {target}({', '.join(arguments)})  # {place}{made}"
+
+
+def diff(before: str, after: str) -> str:
+    """Unified difference of two printed programs; empty if they are equal."""
+    return "".join(
+        difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), "before", "after", n=2)
+    )

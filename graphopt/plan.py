@@ -1,0 +1,286 @@
+"""What the user asks for: a frozen plan, checked before anything is captured."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from graphopt.errors import PlanError
+from graphopt.nearest import nearest
+
+T = TypeVar("T")
+AXES = ("dp",)
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DYNAMIC = {"batch": 0, "sequence": 1}
+
+
+class Frozen(Mapping[str, T]):
+    """An ordered mapping that does not change, so that a plan can be hashed."""
+
+    def __init__(self, items: Mapping[str, T] | None = None) -> None:
+        self._items = dict(items or {})
+
+    def __getitem__(self, key: str) -> T:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """ZeRO over the data-parallel axis (Rajbhandari et al. 2020).
+
+    stage: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also parameters.
+    bucket_bytes: of whole parameters that one collective moves at most; None for those of a repeated layer.
+    prefetch: buckets gathered ahead of the one in use.
+    whole_below: parameters of fewer bytes stay whole on every rank.
+    keep_gathered: what stays gathered between forward and backward in stage 3: nothing, everything (True), or the
+        parameters whose names match one of the patterns (as in fnmatch).
+    """
+
+    stage: int = 3
+    bucket_bytes: int | None = None
+    prefetch: int = 1
+    whole_below: int = 4096
+    keep_gathered: bool | tuple[str, ...] = False
+
+    def __post_init__(self) -> None:
+        _require_int("zero.stage", self.stage, 0, 3)
+        if self.bucket_bytes is not None:
+            _require_int("zero.bucket_bytes", self.bucket_bytes, 1)
+        _require_int("zero.prefetch", self.prefetch, 0)
+        _require_int("zero.whole_below", self.whole_below, 0)
+        kept = self.keep_gathered
+        if isinstance(kept, str):
+            kept = (kept,)
+        if isinstance(kept, list):
+            kept = tuple(kept)
+        if not isinstance(kept, bool) and not (isinstance(kept, tuple) and all(isinstance(p, str) for p in kept)):
+            raise PlanError(f"zero.keep_gathered={kept!r} is neither true, false nor a list of name patterns; say true")
+        object.__setattr__(self, "keep_gathered", kept)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype in which parameters compute, and that in which gradients are summed; they are stored as they are."""
+
+    compute: str = "bf16"
+    reduce: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.compute in ("fp16", "float16", "half"):
+            raise PlanError(
+                f"precision.compute={self.compute!r} needs loss scaling, which this version does not have; say 'bf16'"
+            )
+        _require_choice("precision.compute", self.compute, tuple(_DTYPES))
+        _require_choice("precision.reduce", self.reduce, tuple(_DTYPES))
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return _DTYPES[self.compute]
+
+    @property
+    def reduce_dtype(self) -> torch.dtype:
+        return _DTYPES[self.reduce]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model runs on many devices.
+
+    mesh: axis name -> ranks; a missing or -1 size is inferred from the world. Axes are laid over the ranks in the
+        order written, the first varying slowest. Known axes: ``dp`` (data parallel).
+    zero: a stage, or `Zero`.
+    precision: None for that of the model, ``"bf16"``, or `Precision`.
+    dynamic: which sizes of batch tensors stay symbolic: None, ``"batch"`` (dimension 0), ``"sequence"`` (1),
+        ``"batch,sequence"``, or a mapping from argument names to dimensions.
+    passes: a textual pipeline in place of the one that the plan implies.
+    executor: what runs the emitted halves, ``"python"`` or ``"inductor"``.
+    batch_norm: statistics over the rank's part of the batch (``"local"``) or over all of it (``"global"``).
+    verify: check the program after every pass.
+    Raises PlanError for what cannot be, naming field, value and the nearest valid choice.
+    """
+
+    mesh: Mapping[str, int] = field(default_factory=Frozen)
+    zero: Zero = field(default_factory=lambda: Zero(0))
+    precision: Precision | None = None
+    dynamic: str | Mapping[str, tuple[int, ...]] | None = None
+    passes: str | None = None
+    executor: str = "python"
+    batch_norm: str = "local"
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mesh", _checked_mesh(self.mesh))
+        object.__setattr__(self, "zero", _section("zero", Zero, "stage", self.zero))
+        if self.precision is not None:
+            precision = _section("precision", Precision, "compute", self.precision)
+            object.__setattr__(self, "precision", None if precision.compute == "fp32" else precision)
+        object.__setattr__(self, "dynamic", _checked_dynamic(self.dynamic))
+        if self.passes is not None and not isinstance(self.passes, str):
+            raise PlanError(f"passes={self.passes!r} is not text; write it as 'canonicalize,differentiate'")
+        _require_choice("executor", self.executor, ("python", "inductor"))
+        _require_choice("batch_norm", self.batch_norm, ("local", "global"))
+        if not isinstance(self.verify, bool):
+            raise PlanError(f"verify={self.verify!r} is not a truth value; say true or false")
+
+    @property
+    def data_parallel_axis(self) -> str:
+        """The axis that shards batch, gradients and parameters."""
+        return "dp"
+
+    def dynamic_dims_for(self, argument: str, dims: int) -> tuple[int, ...]:
+        """The dimensions of a batch tensor that stay symbolic; `argument` is its name, `dims` how many it has."""
+        if self.dynamic is None:
+            return ()
+        if isinstance(self.dynamic, str):
+            return tuple(d for word, d in _DYNAMIC.items() if word in self.dynamic.split(",") and d < dims)
+        return tuple(d for d in self.dynamic.get(argument, ()) if d < dims)
+
+    def resolve(self, world: int) -> "Plan":
+        """The plan with every mesh size known. Raises PlanError if its mesh does not cover `world` ranks."""
+        sizes = dict(self.mesh) or {"dp": -1}
+        known = 1
+        for size in sizes.values():
+            known *= max(size, 1)
+        for axis, size in sizes.items():
+            if size == -1:
+                if world % known:
+                    raise PlanError(
+                        f"mesh={sizes}: {axis} cannot be inferred, {known} does not divide the world of {world} ranks; "
+                        f"the nearest world is {known * max(1, round(world / known))}"
+                    )
+                sizes[axis] = world // known
+                known = world
+        if known != world:
+            axis = next(iter(sizes))
+            fitting = max(1, sizes[axis] * world // known)
+            why = "is larger than" if known > world else "does not cover"
+            raise PlanError(
+                f"mesh={sizes} has {known} ranks and {why} the world of {world}; the nearest valid choice is {axis}={fitting}"
+            )
+        return dataclasses.replace(self, mesh=Frozen(sizes))
+
+    @classmethod
+    def parse(cls, text: str) -> "Plan":
+        """The plan that text such as ``dp=4,zero=3,zero.bucket_bytes=8MiB`` describes; `str` is the inverse."""
+        from graphopt.plan_text import parse_plan
+
+        return from_dict(parse_plan(text))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """A plan from a .yaml, .yml, .json or .toml file."""
+        from graphopt.plan_text import load_plan
+
+        return from_dict(load_plan(Path(path)))
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a .yaml, .yml, .json or .toml file."""
+        from graphopt.plan_text import save_plan
+
+        save_plan(to_dict(self), Path(path))
+
+    def __str__(self) -> str:
+        from graphopt.plan_text import format_plan
+
+        return format_plan(to_dict(self))
+
+
+def from_dict(values: Mapping[str, Any]) -> Plan:
+    """A plan from nested plain values. Raises PlanError for an unknown field."""
+    _require_fields("", Plan, values)
+    return Plan(**values)
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as nested plain values; what is as by default is left out."""
+    default = Plan()
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(Plan):
+        value = getattr(plan, spec.name)
+        if value == getattr(default, spec.name):
+            continue
+        values[spec.name] = _plain(value)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {spec.name: _plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
+        return {name: item for name, item in fields.items() if item is not None}
+    return value
+
+
+def _section(name: str, kind: type, shorthand: str, value: Any) -> Any:
+    """A part of the plan from itself, from a mapping, or from the value of its main field."""
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, Mapping):
+        _require_fields(f"{name}.", kind, value)
+        return kind(**value)
+    return kind(**{shorthand: value})
+
+
+def _checked_mesh(mesh: Any) -> Frozen[int]:
+    if not isinstance(mesh, Mapping):
+        raise PlanError(f"mesh={mesh!r} is not a mapping of axis names to sizes; write {{'dp': 2}}")
+    for axis, size in mesh.items():
+        if axis not in AXES:
+            raise PlanError(f"mesh has an unknown axis {axis!r}; {nearest(str(axis), AXES)}")
+        if size != -1:
+            _require_int(f"mesh.{axis}", size, 1)
+    return Frozen(mesh)
+
+
+def _checked_dynamic(dynamic: Any) -> Any:
+    if dynamic is None or dynamic == "":
+        return None
+    if isinstance(dynamic, str):
+        for word in dynamic.split(","):
+            _require_choice("dynamic", word, tuple(_DYNAMIC))
+        return dynamic
+    if isinstance(dynamic, Mapping):
+        for name, dims in dynamic.items():
+            if not isinstance(dims, (tuple, list)) or not all(type(d) is int and d >= 0 for d in dims):
+                raise PlanError(f"dynamic.{name}={dims!r} is not a list of dimensions; write [0] for the first")
+        return Frozen({name: tuple(dims) for name, dims in dynamic.items()})
+    raise PlanError(f"dynamic={dynamic!r} is neither text nor a mapping; say 'batch' or {{'input_ids': [0, 1]}}")
+
+
+def _require_fields(prefix: str, kind: type, values: Mapping[str, Any]) -> None:
+    known = tuple(spec.name for spec in dataclasses.fields(kind))
+    for name in values:
+        if name not in known:
+            raise PlanError(f"a plan has no field {prefix}{name}; {nearest(str(name), known, prefix)}")
+
+
+def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise PlanError(f"{name}={value!r} is not one of {', '.join(choices)}; {nearest(str(value), choices)}")
+
+
+def _require_int(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if type(value) is not int:
+        raise PlanError(f"{name}={value!r} is not a whole number; the nearest valid choice is {low}")
+    if value < low or (high is not None and value > high):
+        allowed = f"{low} to {high}" if high is not None else f"{low} or more"
+        bound = low if value < low else high
+        raise PlanError(f"{name}={value} is out of range ({allowed}); the nearest valid choice is {bound}")

@@ -1,0 +1,93 @@
+"""What the compiler did, to read and to compute with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import fx
+
+from graphopt.cost.communication import Communication
+from graphopt.cost.memory import Memory
+from graphopt.passes.pipeline import PassRecord
+from graphopt.sizes import readable_size
+
+
+@dataclass(kw_only=True)
+class Report:
+    """One compiled call.
+
+    forward_graph, step_graph: the graphs after all passes of their level. pipeline: the passes as text.
+    passes: what each pass did. communication, memory: of one step on one rank, predicted from the program.
+    compile_seconds: capture, passes and emission. source, source_path: the emitted Python.
+    notes: what the compiler fell back to, and why.
+    """
+
+    forward_graph: fx.GraphModule = field(repr=False)
+    step_graph: fx.GraphModule = field(repr=False)
+    pipeline: str
+    passes: list[PassRecord]
+    communication: Communication
+    memory: Memory
+    compile_seconds: float
+    source: str = field(repr=False)
+    source_path: Path
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the graphs and the source, as plain values for JSON."""
+        return {
+            "pipeline": self.pipeline,
+            "passes": [vars(record) for record in self.passes],
+            "communication": self.communication.to_dict(),
+            "memory": self.memory.to_dict(),
+            "compile_seconds": self.compile_seconds,
+            "source_path": str(self.source_path),
+            "notes": self.notes,
+        }
+
+    def print(self) -> None:
+        """Print the report to the terminal."""
+        Console().print(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield passes_table(self.passes)
+        yield communication_table(self.communication)
+        yield memory_table(self.memory)
+        yield from self._closing_lines()
+
+    def _closing_lines(self) -> Iterator[str]:
+        for note in self.notes:
+            yield f"note: {note}"
+        yield f"compiled in {self.compile_seconds:.1f} s; source: {self.source_path}"
+
+
+def passes_table(records: list[PassRecord]) -> Table:
+    """One row a pass: what it did, how long it took, what it counted."""
+    table = Table("pass", "changed", "seconds", "nodes", "statistics", title="passes", title_justify="left")
+    for record in records:
+        counts = ", ".join(f"{name} {value}" for name, value in record.statistics.items())
+        nodes = f"{record.nodes_before} → {record.nodes_after}"
+        table.add_row(record.text, "yes" if record.changed else "no", f"{record.seconds:.2f}", nodes, counts)
+    return table
+
+
+def communication_table(found: Communication) -> Table:
+    """One row a kind of collective and axis."""
+    title = "communication of a step, sent by each rank"
+    table = Table("collective", "axis", "calls", "bytes", title=title, title_justify="left")
+    for (kind, axis), calls in found.calls.items():
+        table.add_row(kind, axis, str(calls), readable_size(found.bytes[kind, axis]))
+    table.add_row("total", "", str(sum(found.calls.values())), readable_size(found.total_bytes))
+    return table
+
+
+def memory_table(found: Memory) -> Table:
+    """One row a category, then the peak of all together."""
+    table = Table("memory of a step on one rank", "at most", title="memory", title_justify="left")
+    for category, size in sorted(found.by_category.items(), key=lambda item: -item[1]):
+        table.add_row(category, readable_size(size))
+    table.add_row(f"peak, at {found.peak_node}", readable_size(found.peak_bytes))
+    return table

@@ -1,0 +1,28 @@
+"""Byte sizes as people write them: ``8MiB`` <-> 8388608."""
+
+import re
+
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)")
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes that `text` says, or None if it is not a size with a unit."""
+    match = _SIZE.fullmatch(text.strip())
+    return round(float(match[1]) * _UNITS[match[2]]) if match else None
+
+
+def format_size(size: int) -> str:
+    """The shortest exact way to write `size` bytes: ``8MiB``, or plain digits where no unit divides it."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    return str(size)
+
+
+def readable_size(size: float) -> str:
+    """`size` bytes for a reader, rounded: ``1.5 MiB``."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if abs(size) >= _UNITS[unit]:
+            return f"{size / _UNITS[unit]:.1f} {unit}"
+    return f"{size:.0f} B"

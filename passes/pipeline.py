@@ -1,0 +1,156 @@
+"""Pipelines of passes: text, order, statistics, verification."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.errors import PassError, VerificationError
+from graphopt.ir.program import Level, Program
+from graphopt.ir.structural_hash import structural_hash
+from graphopt.ir.verifier import verify as verify_program
+from graphopt.nearest import nearest
+from graphopt.passes.base import Pass, PassContext
+from graphopt.sizes import format_size, parse_size
+
+_ITEM = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did: whether it changed the program, how long it took, and the counts it left."""
+
+    name: str
+    text: str
+    changed: bool
+    seconds: float
+    statistics: dict[str, int | float | str]
+    nodes_before: int
+    nodes_after: int
+
+
+Observer = Callable[[PassRecord, Program], None]
+
+
+class Pipeline:
+    """Passes in order. `str` gives text that `parse` turns back into the same pipeline."""
+
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self.passes = list(passes)
+
+    def __str__(self) -> str:
+        return ",".join(format_pass(step) for step in self.passes)
+
+    @classmethod
+    def parse(cls, text: str, registry: Mapping[str, type[Pass]]) -> "Pipeline":
+        """A pipeline such as ``zero{stage=3},bucket{bytes=8MiB}``. Raises PassError for what it does not know."""
+        passes: list[Pass] = []
+        at = 0
+        while at < len(text.rstrip()):
+            match = _ITEM.match(text, at)
+            if match is None:
+                raise PassError(f"the pipeline cannot be read from {text[at:]!r} on; write name{{option=value}},name")
+            name, options = match[1], match[2]
+            if name not in registry:
+                raise PassError(f"there is no pass named {name!r}; {nearest(name, registry)}")
+            passes.append(_make(registry[name], options or ""))
+            at = match.end()
+        return cls(passes)
+
+    def check(self, level: Level) -> None:
+        """Raises PassError if the passes cannot run in this order on a program of `level`."""
+        done: list[str] = []
+        for step in self.passes:
+            missing = step.requires - set(done)
+            if missing:
+                raise PassError(f"{step.name} needs {', '.join(sorted(missing))} before it")
+            against = step.conflicts & set(done)
+            if against:
+                raise PassError(f"{step.name} cannot run after {', '.join(sorted(against))}; put it before")
+            if step.level is not level:
+                raise PassError(f"{step.name} works on {step.level.value} programs, and gets one at level {level.value}")
+            level = step.produces
+            done.append(step.name)
+
+    def run(
+        self, program: Program, context: PassContext, *, verify: bool = False, observer: Observer | None = None
+    ) -> list[PassRecord]:
+        """Run all passes on `program`, in place.
+
+        verify: check the program, and what each pass says of its change, after every pass. Raises VerificationError
+        with the name of the pass. observer: called after each pass.
+        """
+        self.check(program.level)
+        records = []
+        for step in self.passes:
+            record = _run(step, program, context, verify)
+            records.append(record)
+            if observer is not None:
+                observer(record, program)
+        return records
+
+
+def format_pass(step: Pass) -> str:
+    """A pass with those of its options that differ from the default."""
+    default = step.Options()
+    options = [
+        f"{spec.name}={_format(getattr(step.options, spec.name), spec.name)}"
+        for spec in dataclasses.fields(step.Options)
+        if getattr(step.options, spec.name) != getattr(default, spec.name)
+    ]
+    return step.name + (f"{{{','.join(options)}}}" if options else "")
+
+
+def _run(step: Pass, program: Program, context: PassContext, verify: bool) -> PassRecord:
+    before = structural_hash(program) if verify else None
+    count = len(program.graph.nodes)
+    statistics: dict[str, int | float | str] = {}
+    started = time.perf_counter()
+    changed = step.run(program, dataclasses.replace(context, statistics=statistics))
+    seconds = time.perf_counter() - started
+    if verify:
+        try:
+            verify_program(program, context.fake_mode)
+        except VerificationError as error:
+            raise VerificationError(f"after {format_pass(step)}: {error}") from error
+        if not changed and structural_hash(program) != before:
+            raise VerificationError(f"{step.name} says that it changed nothing, but the program is another")
+    return PassRecord(step.name, format_pass(step), changed, seconds, statistics, count, len(program.graph.nodes))
+
+
+def _make(kind: type[Pass], text: str) -> Pass:
+    fields = {spec.name: spec for spec in dataclasses.fields(kind.Options)}
+    values: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = item.partition("=")
+        if name not in fields:
+            raise PassError(f"{kind.name} has no option {name!r}; {nearest(name, fields)}")
+        if not equals:
+            raise PassError(f"{kind.name}: option {name!r} has no value; write {name}=value")
+        values[name] = _typed(kind.name, name, value, type(fields[name].default))
+    return kind(kind.Options(**values))
+
+
+def _typed(owner: str, name: str, text: str, wanted: type) -> Any:
+    if wanted is bool and text in ("true", "false"):
+        return text == "true"
+    if wanted is str:
+        return text
+    if wanted is int:
+        size = parse_size(text)
+        if size is not None:
+            return size
+    try:
+        if wanted is not bool:
+            return wanted(text)
+    except ValueError:
+        pass
+    raise PassError(f"{owner}: {name}={text} is not of type {wanted.__name__}")
+
+
+def _format(value: Any, name: str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return format_size(value) if isinstance(value, int) and name.endswith("bytes") else str(value)
