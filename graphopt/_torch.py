@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch._guards import TracingContext, tracing
 from torch._ops import OpOverload
@@ -20,6 +21,7 @@ __all__ = [
     "FakeTensorMode",
     "OpOverload",
     "aliases_argument",
+    "all_gather_single",
     "compiled_call",
     "distributed_tensor",
     "inductor_compile",
@@ -29,6 +31,7 @@ __all__ = [
     "local_tensor",
     "new_fake_mode",
     "pytree",
+    "reduce_scatter_single",
     "reparametrized",
     "returns_nothing",
     "sequence_number",
@@ -39,6 +42,10 @@ __all__ = [
     "tracing_with",
     "version_of",
 ]
+
+# torch 2.13 renamed the collectives of one tensor; 2.11 knows the old names only.
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def new_fake_mode() -> FakeTensorMode:

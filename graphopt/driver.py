@@ -85,8 +85,8 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     raise GraphoptError(
-        f"example inputs are a {type(example_inputs).__name__}; give a tuple of positional arguments, a dict of keyword "
-        "arguments, or a pair of both"
+        f"example inputs are a {type(example_inputs).__name__}; give a tuple of positional arguments, a dict of named "
+        "ones, or a pair of both"
     )
 
 
@@ -135,7 +135,7 @@ def lower(
     seeded: tuple[bool, ...] | None = None,
     observer: Observer | None = None,
 ) -> Compilation:
-    """Compile one call of `model` under a resolved plan, without touching the model and without a process group.
+    """Compile one call of `model` under a resolved plan; the model is not touched, no process group is needed.
 
     layouts: how the parameters lie already; by default as the plan would lay them.
     seeded: for each user output, whether a gradient arrives there; by default the scalar ones (a loss), or all.
@@ -156,7 +156,9 @@ def lower(
         return lower(model, args, kwargs, plan, layouts=layouts, seeded=missed, observer=observer)
     halves = split(program)
     parts = {"forward": halves.forward} | ({"backward": halves.backward} if halves.backward else {})
-    emitted = emit_functions(parts, plan, captured.fake_mode, title=f"{type(model).__name__} under {plan}", name=type(model).__name__)
+    emitted = emit_functions(
+        parts, plan, captured.fake_mode, title=f"{type(model).__name__} under {plan}", name=type(model).__name__
+    )
     report = Report(
         forward_graph=forward_graph,
         step_graph=program.module,
@@ -214,7 +216,12 @@ def _reached(program: Program, seeded: tuple[bool, ...]) -> tuple[tuple[bool, ..
 
 
 def _unreduced(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan, compilation: Compilation, layouts: Layouts
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plan: Plan,
+    compilation: Compilation,
+    layouts: Layouts,
 ) -> EmittedFunction:
     """The backward half of a compilation without its reductions; it reads the same saved values."""
     captured = _capture(model, args, kwargs, plan)
@@ -224,7 +231,9 @@ def _unreduced(
     backward = split(program).backward
     assert backward is not None and compilation.halves.backward is not None
     assert backward.inputs == compilation.halves.backward.inputs
-    emitted = emit_functions({"backward": backward}, plan, captured.fake_mode, title="unreduced gradients", name="unreduced")
+    emitted = emit_functions(
+        {"backward": backward}, plan, captured.fake_mode, title="unreduced gradients", name="unreduced"
+    )
     return emitted.functions["backward"]
 
 
@@ -232,7 +241,13 @@ def _statement(model: nn.Module, plan: Plan) -> Statement:
     """What all ranks must have in common before the first of them is sharded."""
     described = [f"{name}: {p.dtype} {tuple(p.shape)} {p.requires_grad}" for name, p in model.named_parameters()]
     described += [f"{name}: {b.dtype} {tuple(b.shape)}" for name, b in model.named_buffers()]
-    return Statement({"plan": str(plan), "model": f"{type(model).__name__} of {len(described)} tensors", "tensors": "; ".join(described)})
+    return Statement(
+        {
+            "plan": str(plan),
+            "model": f"{type(model).__name__} of {len(described)} tensors",
+            "tensors": "; ".join(described),
+        }
+    )
 
 
 def _specialize(
@@ -263,5 +278,7 @@ def _specialize(
         ranks=plan.mesh[plan.data_parallel_axis],
         device=device,
     )
-    signature = "".join(collective_signature(half) for half in (compilation.halves.forward, compilation.halves.backward) if half)
+    signature = "".join(
+        collective_signature(half) for half in (compilation.halves.forward, compilation.halves.backward) if half
+    )
     return Specialization(executable, compilation.report, attributes, shapes, captured.output, signature)

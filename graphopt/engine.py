@@ -115,7 +115,9 @@ class Engine:
         known.append(made)
         return made
 
-    def _compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any], seeded: tuple[bool, ...] | None) -> Specialization:
+    def _compiled(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], seeded: tuple[bool, ...] | None
+    ) -> Specialization:
         """Compile, and make sure that all ranks go on together, with the same collectives."""
         try:
             made = self._specialize(args, kwargs, seeded)
@@ -140,7 +142,9 @@ class Engine:
 
         def respecialize(seeded: tuple[bool, ...]) -> Executable:
             if seeded not in chosen.variants:
-                self._say(f"recompiling: gradients arrived at outputs {_numbers(seeded)}, not {_numbers(executable.seeded)}")
+                self._say(
+                    f"recompiling: gradients arrived at outputs {_numbers(seeded)}, not {_numbers(executable.seeded)}"
+                )
                 chosen.variants[seeded] = self._compiled(args, kwargs, seeded)
             better = chosen.variants[seeded]
             chosen.executable, chosen.report = better.executable, better.report
@@ -166,7 +170,9 @@ class Engine:
 
     def last_report(self) -> Report:
         if self.report is None:
-            raise GraphoptError("nothing is compiled yet: call the model once, or give example_inputs to graphopt.compile")
+            raise GraphoptError(
+                "nothing is compiled yet: call the model once, or give example_inputs to graphopt.compile"
+            )
         return self.report
 
     @contextlib.contextmanager

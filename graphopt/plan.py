@@ -170,7 +170,8 @@ class Plan:
             fitting = max(1, sizes[axis] * world // known)
             why = "is larger than" if known > world else "does not cover"
             raise PlanError(
-                f"mesh={sizes} has {known} ranks and {why} the world of {world}; the nearest valid choice is {axis}={fitting}"
+                f"mesh={sizes} has {known} ranks and {why} the world of {world}; "
+                f"the nearest valid choice is {axis}={fitting}"
             )
         return dataclasses.replace(self, mesh=Frozen(sizes))
 

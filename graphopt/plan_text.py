@@ -97,7 +97,9 @@ def load_plan(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise PlanError(f"the plan {path} cannot be read: {error.strerror}") from error
     try:
-        values = tomllib.loads(text) if kind == ".toml" else json.loads(text) if kind == ".json" else yaml.safe_load(text)
+        values = (
+            tomllib.loads(text) if kind == ".toml" else json.loads(text) if kind == ".json" else yaml.safe_load(text)
+        )
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         raise PlanError(f"the plan {path} does not parse: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

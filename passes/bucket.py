@@ -52,7 +52,7 @@ class Bucket(Pass):
 
 
 def layer_bytes(program: Program) -> int:
-    """Bytes of whole parameters that a typical repeated layer gathers in forward, or reduces where nothing is gathered."""
+    """Bytes of parameters that a typical repeated layer gathers in forward, or reduces where nothing is gathered."""
     layers: defaultdict[str, int] = defaultdict(int)
     total = 0
     nodes = [n for kind in _alike(program, (GATHER,)) for n in kind if facts_of(n).phase is Phase.FORWARD]

@@ -40,7 +40,9 @@ class Canonicalize(Pass):
             node.target = aten.reshape.default
         identities = remove_identities(program)
         dead = remove_dead(program)
-        context.statistics.update(assertions=len(asserted), copies=len(copies), views=len(views), identities=identities, dead=dead)
+        context.statistics.update(
+            assertions=len(asserted), copies=len(copies), views=len(views), identities=identities, dead=dead
+        )
         return bool(asserted or copies or views or identities or dead)
 
 

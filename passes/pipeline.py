@@ -70,7 +70,9 @@ class Pipeline:
             if against:
                 raise PassError(f"{step.name} cannot run after {', '.join(sorted(against))}; put it before")
             if step.level is not level:
-                raise PassError(f"{step.name} works on {step.level.value} programs, and gets one at level {level.value}")
+                raise PassError(
+                    f"{step.name} works on {step.level.value} programs, and gets one at level {level.value}"
+                )
             level = step.produces
             done.append(step.name)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from graphopt.errors import PassError
-from graphopt.ir import Level, Phase, Program, facts_of
+from graphopt.ir import Level, Phase, Program
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.bucket import GATHER, REDUCTIONS
 

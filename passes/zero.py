@@ -19,7 +19,19 @@ import torch
 from torch import fx
 
 from graphopt.errors import PassError
-from graphopt.ir import Effect, Input, InputKind, Level, OutputKind, ParameterLayout, Phase, Program, annotate, effect_of, facts_of
+from graphopt.ir import (
+    Effect,
+    Input,
+    InputKind,
+    Level,
+    OutputKind,
+    ParameterLayout,
+    Phase,
+    Program,
+    annotate,
+    effect_of,
+    facts_of,
+)
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
 from graphopt.passes.rewrite import remove_dead
@@ -30,14 +42,16 @@ collective = torch.ops._c10d_functional
 
 @dataclass(frozen=True)
 class ZeroOptions:
-    """stage: 0 to 3. keep: patterns of parameter names, joined by ``|``, that stay gathered until backward in stage 3."""
+    """stage: 0 to 3. keep: name patterns, joined by ``|``, of what stays gathered until backward in stage 3."""
 
     stage: int = 3
     keep: str = ""
 
     def __post_init__(self) -> None:
         if self.stage not in (0, 1, 2, 3):
-            raise PassError(f"zero: stage={self.stage} is not one of 0, 1, 2, 3; the nearest is {min(max(self.stage, 0), 3)}")
+            raise PassError(
+                f"zero: stage={self.stage} is out of range; the nearest is {min(max(self.stage, 0), 3)}"
+            )
 
 
 class Zero(Pass):
@@ -130,12 +144,17 @@ def _gather_before(
         if dtype != layout.dtype:
             source = builder.call(aten._to_copy.default, shard, dtype=dtype, like=user, phase=phase)
         gather = builder.call(
-            collective.all_gather_into_tensor_coalesced.default, [source], layout.ranks, layout.axis, like=user, phase=phase
+            collective.all_gather_into_tensor_coalesced.default,
+            [source],
+            layout.ranks,
+            layout.axis,
+            like=user,
+            phase=phase,
         )
-        annotate(gather, resident=resident)
         item = builder.call(operator.getitem, gather, 0, like=user, phase=phase)
         whole = builder.call(collective.wait_tensor.default, item, like=user, phase=phase)
-        annotate(whole, resident=resident)
+        for node in (gather, item, whole):
+            annotate(node, resident=resident)
         if layout.is_padded:
             whole = builder.call(aten.slice.Tensor, whole, 0, 0, layout.rows, like=user, phase=phase)
         if tuple(whole.meta["val"].shape) != layout.shape:

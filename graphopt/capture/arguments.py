@@ -46,8 +46,8 @@ def flatten_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[to
             constants.append(leaf)
         else:
             raise CaptureError(
-                f"an argument of the call holds a {type(leaf).__module__}.{type(leaf).__qualname__}, which is neither a "
-                "tensor nor a plain Python value; register it with torch.utils._pytree.register_pytree_node, or leave it out"
+                f"an argument of the call holds a {type(leaf).__module__}.{type(leaf).__qualname__}, which is "
+                "neither a tensor nor a plain Python value; register it as a pytree node, or leave it out"
             )
     return tensors, CallSpec(tree, tuple(constants))
 

@@ -42,20 +42,16 @@ class Capture:
 class _Flat(nn.Module):
     """The model with flat tensors in and out, so that any argument and any returned object can be captured.
 
-    returned: called with the template of what the model returned (export undoes changes of attributes).
+    call: calls the given model with flat tensors. It is a function, since export copies what else a module holds.
     """
 
-    def __init__(self, model: nn.Module, spec: CallSpec, returned: Callable[[Template], None]) -> None:
+    def __init__(self, model: nn.Module, call: Callable[..., tuple[torch.Tensor, ...]]) -> None:
         super().__init__()
         self.model = model
-        self.spec = spec
-        self.returned = returned
+        self.call = call
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        args, kwargs = self.spec.rebuild(tensors)
-        outputs: list[torch.Tensor] = []
-        self.returned(take_apart(self.model(*args, **kwargs), outputs))
-        return tuple(outputs)
+        return self.call(self.model, tensors)
 
 
 _PREFIX = "model."
@@ -79,7 +75,14 @@ def capture(
     """
     fake_mode = new_fake_mode()
     templates: list[Template] = []
-    flat = _Flat(model, spec, templates.append)
+
+    def call(module: nn.Module, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        args, kwargs = spec.rebuild(values)
+        outputs: list[torch.Tensor] = []
+        templates.append(take_apart(module(*args, **kwargs), outputs))
+        return tuple(outputs)
+
+    flat = _Flat(model, call)
     examples = tuple(_as_computed(tensor, compute_dtype) for tensor in tensors)
     try:
         with tracing_with(fake_mode), reparametrized(model, _fake_state(model, fake_mode, compute_dtype)):
@@ -99,7 +102,9 @@ def _as_computed(tensor: torch.Tensor, compute_dtype: torch.dtype | None) -> tor
     return tensor
 
 
-def _fake_state(model: nn.Module, fake_mode: FakeTensorMode, compute_dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+def _fake_state(
+    model: nn.Module, fake_mode: FakeTensorMode, compute_dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
     """A fake stand-in for each parameter and buffer by every name it has; tied ones share theirs."""
     stand_ins: dict[int, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
@@ -107,7 +112,9 @@ def _fake_state(model: nn.Module, fake_mode: FakeTensorMode, compute_dtype: torc
         if id(parameter) not in stand_ins:
             floating = compute_dtype is not None and parameter.is_floating_point()
             with fake_mode:
-                value = torch.empty(parameter.shape, dtype=compute_dtype if floating else parameter.dtype, device=_device(parameter))
+                value = torch.empty(
+                    parameter.shape, dtype=compute_dtype if floating else parameter.dtype, device=_device(parameter)
+                )
             stand_ins[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
         state[name] = stand_ins[id(parameter)]
     for name, buffer in model.named_buffers(remove_duplicate=False):
@@ -221,14 +228,20 @@ def _explained(error: Exception, model: nn.Module) -> CaptureError:
     where = f" at {line}" if line else ""
     text = str(error).strip().splitlines()
     reason = text[0] if text else type(error).__name__
-    dependent = "data-dependent" in str(error).lower() or "GuardOnDataDependent" in type(error).__name__ or "unbacked" in str(error)
+    dependent = (
+        "data-dependent" in str(error).lower()
+        or "GuardOnDataDependent" in type(error).__name__
+        or "unbacked" in str(error)
+    )
     if dependent:
         return CaptureError(
-            f"{type(model).__name__}.forward{where} lets Python decide on the values of a tensor, which a graph cannot hold; "
-            "compute both sides and choose with torch.where, use torch.cond, or pass the decision in as a Python argument"
+            f"{type(model).__name__}.forward{where} lets Python decide on the values of a tensor, which a graph cannot "
+            "hold; compute both sides and choose with torch.where, or pass the decision in as a Python argument"
             f" ({reason})"
         )
-    return CaptureError(f"{type(model).__name__}.forward could not be captured{where}: {type(error).__name__}: {reason}")
+    return CaptureError(
+        f"{type(model).__name__}.forward could not be captured{where}: {type(error).__name__}: {reason}"
+    )
 
 
 def _model_line(error: BaseException | None) -> str | None:

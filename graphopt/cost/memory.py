@@ -24,8 +24,8 @@ _INPUTS = {
 class Memory:
     """Bytes on one rank.
 
-    by_category: the most bytes of each category that are alive at one time (parameters, gathered, gradients, activations,
-        communication, buffers, batch, temporaries).
+    by_category: the most bytes of each category that are alive at one time (parameters, gathered, gradients,
+        activations, communication, buffers, batch, temporaries).
     peak_bytes: the most bytes of all categories together; peak_node: after which node.
     timeline: bytes alive after each call node, in order.
     Optimizer state is not part of a step's program and not counted.
@@ -41,30 +41,30 @@ class Memory:
 
 
 def memory(program: Program) -> Memory:
-    """Walk a step program: a value lives from its node to its last use; inputs, outputs and resident values to the end."""
+    """Walk a step program: a value lives until its last use; inputs, outputs and resident values until the end."""
     inputs = _input_bytes(program)
     alive = dict(inputs)
     peak_of = dict(inputs)
     category = _categories(program)
+    starts: dict[int, list[Interval]] = {}
     ends: dict[int, list[Interval]] = {}
-    starts = {interval.owner: interval for interval in intervals(program)}
+    for interval in intervals(program):
+        starts.setdefault(interval.first, []).append(interval)
+        if interval.last is not None and not facts_of(interval.owner).resident:
+            ends.setdefault(interval.last, []).append(interval)
     peak, peak_node, timeline = sum(inputs.values()), "inputs", []
     for index, node in enumerate(program.graph.nodes):
         if node.op != "call_function":
             continue
-        interval = starts.get(node)
-        if interval is not None:
-            kind = category.get(node, "temporaries")
-            alive[kind] = alive.get(kind, 0) + _bytes(node)
+        for interval in starts.get(index, ()):
+            kind = category.get(interval.owner, "temporaries")
+            alive[kind] = alive.get(kind, 0) + _size(interval.owner.meta["val"])
             peak_of[kind] = max(peak_of.get(kind, 0), alive[kind])
-            last = None if facts_of(node).resident else interval.last
-            if last is not None:
-                ends.setdefault(last, []).append(interval)
         total = sum(alive.values())
         if total > peak:
             peak, peak_node = total, node.name
-        for ended in ends.pop(index, ()):
-            alive[category.get(ended.owner, "temporaries")] -= _bytes(ended.owner)
+        for ended in ends.get(index, ()):
+            alive[category.get(ended.owner, "temporaries")] -= _size(ended.owner.meta["val"])
         timeline.append(sum(alive.values()))
     return Memory({kind: size for kind, size in peak_of.items() if size}, peak, peak_node, timeline)
 
@@ -104,18 +104,14 @@ def _categories(program: Program) -> dict[fx.Node, str]:
         if collective is not None:
             kind = "gathered" if collective.kind == "all-gather" else "communication"
             category.update(dict.fromkeys((owner[item] for item in node.users), kind))
-    for role, result in program.results_of(OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT):
+    for _, result in program.results_of(OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT):
         if result is not None:
             category[owner[result]] = "gradients"
     return category
 
 
-def _bytes(node: fx.Node) -> int:
-    return _size(node.meta.get("val"))
-
-
 def _size(value: Any) -> int:
-    """Bytes of a tensor; a list's items are counted where they are taken. Symbols count with the sizes of the example."""
+    """Bytes of a tensor; symbols count with the sizes of the example."""
     if not isinstance(value, torch.Tensor):
         return 0
     elements = 1

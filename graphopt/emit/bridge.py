@@ -109,7 +109,8 @@ class Invocation:
         self.watched_at = [
             index
             for index, value in enumerate(values)
-            if id(value) in returned or (index < len(kept) and executable.kept_roles[index].name not in executable.updated)
+            if id(value) in returned
+            or (index < len(kept) and executable.kept_roles[index].name not in executable.updated)
         ]
         watched = [values[index] for index in self.watched_at]
         for index in self.watched_at:
@@ -123,7 +124,9 @@ class Invocation:
         if given != self.executable.seeded:
             return self._replay(given, tangents)
         if self.saved is None:
-            raise RuntimeError("backward a second time: the saved values are freed; call backward(retain_graph=True) first")
+            raise RuntimeError(
+                "backward a second time: the saved values are freed; call backward(retain_graph=True) first"
+            )
         values = list(self.saved)
         if not keeps_graph():
             self.saved = None

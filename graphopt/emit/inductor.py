@@ -2,16 +2,17 @@
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from graphopt._torch import FakeTensorMode, inductor_compile
 from graphopt.emit.module import EmittedFunction
 from graphopt.ir import Program
+from graphopt.ir.collectives import collective_of
 from graphopt.runtime.state import Runtime
 
+
 def inductor_function(program: Program, fake_mode: FakeTensorMode) -> EmittedFunction:
-    """A function that Inductor compiles; collectives stay calls, on the groups of the runtime it is first called with."""
+    """A function that Inductor compiles; its collectives run on the groups of the runtime it is first called with."""
     compiled: list[Any] = []
 
     def call(inputs: list[Any], runtime: Runtime) -> list[Any]:
@@ -30,7 +31,6 @@ def _bound(program: Program, runtime: Runtime) -> fx.GraphModule:
     graph = fx.Graph()
     graph.output(graph.graph_copy(program.graph, {}))
     for node in graph.nodes:
-        if node.op == "call_function" and getattr(node.target, "namespace", "") == "_c10d_functional":
-            if node.target is not torch.ops._c10d_functional.wait_tensor.default:
-                node.args = (*node.args[:-1], runtime.collectives.group_name(node.args[-1]))
+        if collective_of(node) is not None:
+            node.args = (*node.args[:-1], runtime.collectives.group_name(node.args[-1]))
     return fx.GraphModule(program.module, graph)

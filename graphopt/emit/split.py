@@ -43,11 +43,13 @@ def _saved(backward_nodes: list[fx.Node], gradients: list[fx.Node | None]) -> li
 def _part(
     step: Program, nodes: list[fx.Node], results: list[tuple[Output, fx.Node | None]], saved: list[fx.Node] | None
 ) -> Program:
-    """A program of `nodes` alone; what they read of the rest becomes an input. `saved` is given for the backward half."""
+    """A program of `nodes` alone; what they read of the rest is its input. `saved` is given for the backward half."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     inputs: list[Input] = []
-    needed = {source for node in nodes for source in node.all_input_nodes} | {node for _, node in results if node is not None}
+    needed = {source for node in nodes for source in node.all_input_nodes} | {
+        node for _, node in results if node is not None
+    }
 
     def add(role: Input, node: fx.Node) -> None:
         copies[node] = graph.placeholder(node.name)
@@ -66,7 +68,9 @@ def _part(
     for node in nodes:
         missing = [source.name for source in node.all_input_nodes if source not in copies]
         if missing:
-            raise PassError(f"{node.name} is a {facts_of(node).phase.value} node but reads {', '.join(missing)}, computed later")
+            raise PassError(
+                f"{node.name} is a {facts_of(node).phase.value} node but reads {', '.join(missing)}, computed later"
+            )
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] if node is not None else None for _, node in results))
     module = fx.GraphModule(step.module, graph)

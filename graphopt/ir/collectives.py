@@ -25,8 +25,7 @@ _KINDS = {
 class Collective:
     """One collective call.
 
-    whole_bytes: size of the tensors on the side where they are whole. ranks: None for an all-reduce, whose node does not
-    say. `sent_bytes` gives what one rank sends at least.
+    whole_bytes: size of the tensors on the side where they are whole.
     """
 
     node: fx.Node

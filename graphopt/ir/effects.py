@@ -29,7 +29,11 @@ def effect_of(node: fx.Node) -> Effect:
     if target is operator.getitem:
         return Effect.PURE
     if not isinstance(target, OpOverload):
-        return Effect.PURE if callable(target) and getattr(target, "__module__", "") in ("_operator", "math") else Effect.HOST
+        return (
+            Effect.PURE
+            if callable(target) and getattr(target, "__module__", "") in ("_operator", "math")
+            else Effect.HOST
+        )
     if target.namespace in _COLLECTIVE_NAMESPACES or target is all_reduce:
         return Effect.COLLECTIVE
     if torch.Tag.nondeterministic_seeded in target.tags:

@@ -27,7 +27,9 @@ class ParameterLayout:
     dim: int | None
 
     @classmethod
-    def choose(cls, name: str, shape: tuple[int, ...], dtype: torch.dtype, axis: str, ranks: int, whole: bool) -> "ParameterLayout":
+    def choose(
+        cls, name: str, shape: tuple[int, ...], dtype: torch.dtype, axis: str, ranks: int, whole: bool
+    ) -> "ParameterLayout":
         """Cut along the first dimension with more than one row, unless `whole` or there is none."""
         rows = [d for d, size in enumerate(shape) if size != 1]
         splittable = ranks > 1 and not whole and bool(rows) and math.prod(shape) > 0

@@ -53,10 +53,16 @@ def intervals(program: Program) -> list[Interval]:
             for source in node.all_input_nodes:
                 last[owner[source]] = max(last[owner[source]], position[node])
     return [
-        Interval(node, position[node], None if node in kept else last[node])
+        Interval(node, position[_allocator(node)], None if node in kept else last[node])
         for node in program.graph.nodes
-        if node.op == "call_function" and owner[node] is node
+        if node.op == "call_function" and owner[node] is node and isinstance(node.meta.get("val"), torch.Tensor)
     ]
+
+
+def _allocator(node: fx.Node) -> fx.Node:
+    """The call that allocates a storage: for an item of a list of results, the call that gives the list."""
+    source = node.args[0] if node.args else None
+    return source if node.target is operator.getitem and isinstance(source, fx.Node) else node
 
 
 def _same_storage(source: fx.Node, node: fx.Node) -> bool:

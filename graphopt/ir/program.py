@@ -84,7 +84,9 @@ class Program:
         placeholders = self.placeholders
         position = placeholders.index(after) + 1 if after is not None else len(placeholders)
         anchor = placeholders[position - 1] if position else None
-        with self.graph.inserting_after(anchor) if anchor else self.graph.inserting_before(next(iter(self.graph.nodes))):
+        with (
+            self.graph.inserting_after(anchor) if anchor else self.graph.inserting_before(next(iter(self.graph.nodes)))
+        ):
             node = self.graph.placeholder(role.identifier)
         node.meta["val"] = value
         self.inputs.insert(position, role)

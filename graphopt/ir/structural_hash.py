@@ -19,7 +19,9 @@ def structural_hash(program: Program) -> str:
     for node in program.graph.nodes:
         arguments = _spelled((node.args, node.kwargs), number)
         digest.update(f"{node.op} {node.target if node.op == 'call_function' else ''} {arguments} ".encode())
-        digest.update(f"{described(node.meta.get('val'))} {facts_of(node).phase.value} {facts_of(node).resident}\n".encode())
+        digest.update(
+            f"{described(node.meta.get('val'))} {facts_of(node).phase.value} {facts_of(node).resident}\n".encode()
+        )
     return digest.hexdigest()
 
 

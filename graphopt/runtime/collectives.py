@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from graphopt._torch import all_gather_single, reduce_scatter_single
+
 Finish = Callable[[], list[torch.Tensor]]
 
 
@@ -81,7 +83,7 @@ def _start_all_gather(
     flat = _flat(shards)
     alone = into[0] if len(shards) == 1 else None
     gathered = flat.new_empty(ranks * flat.numel()) if alone is None else alone.view(-1)
-    work = dist.all_gather_into_tensor(gathered, flat, group=group, async_op=True)
+    work = all_gather_single(gathered, flat, group=group, async_op=True)
 
     def finish(kept: torch.Tensor = flat) -> list[torch.Tensor]:
         work.wait()
@@ -102,7 +104,7 @@ def _start_reduce_scatter(tensors: list[torch.Tensor], group: dist.ProcessGroup)
 
 def _native_reduce_scatter(packed: torch.Tensor, shapes: list[tuple[int, ...]], group: dist.ProcessGroup) -> Finish:
     total = packed.new_empty(packed.numel() // dist.get_world_size(group))
-    work = dist.reduce_scatter_tensor(total, packed, group=group, async_op=True)
+    work = reduce_scatter_single(total, packed, group=group, async_op=True)
 
     def finish(kept: torch.Tensor = packed) -> list[torch.Tensor]:
         work.wait()

@@ -21,7 +21,9 @@ def choose_layouts(model: nn.Module, plan: Plan) -> dict[str, ParameterLayout]:
     for name, parameter in model.named_parameters():
         size = parameter.numel() * parameter.element_size()
         whole = plan.zero.stage == 0 or size < plan.zero.whole_below
-        layouts[name] = ParameterLayout.choose(name, tuple(parameter.shape), parameter.dtype, axis, plan.mesh[axis], whole)
+        layouts[name] = ParameterLayout.choose(
+            name, tuple(parameter.shape), parameter.dtype, axis, plan.mesh[axis], whole
+        )
     return layouts
 
 
@@ -93,7 +95,9 @@ def _distributed(
         return value, DTensor.from_local(value, mesh, [Replicate()], run_check=False)
     storage = value.view(layout.rows, *layout.row_shape)
     if layout.is_padded:
-        storage = torch.nn.functional.pad(storage, [0, 0] * len(layout.row_shape) + [0, layout.gathered_shape[0] - layout.rows])
+        storage = torch.nn.functional.pad(
+            storage, [0, 0] * len(layout.row_shape) + [0, layout.gathered_shape[0] - layout.rows]
+        )
     local = _rows_of(storage, layout, mesh.get_local_rank())
     if not in_place:
         local = padded_shard(local.clone(), layout).narrow(0, 0, local.shape[0])

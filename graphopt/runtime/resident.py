@@ -41,7 +41,9 @@ class Resident:
         sources = [(p, version_of(p), version_of(local_tensor(p))) for p in parameters]
         if all(self._is_fresh(name, source) for name, source in zip(names, sources, strict=True)):
             return Pending(lambda: [self._whole[name] for name in names])
-        gathered = collectives.all_gather(shards, axis, [self._storage(n, s) for n, s in zip(names, shards, strict=True)])
+        gathered = collectives.all_gather(
+            shards, axis, [self._storage(n, s) for n, s in zip(names, shards, strict=True)]
+        )
 
         def finish() -> list[torch.Tensor]:
             for index, (name, source) in enumerate(zip(names, sources, strict=True)):

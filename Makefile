@@ -1,0 +1,29 @@
+# Two commands: `make demo` trains a model on two ranks, `make test` runs the checks that CI runs.
+PYTHON ?= python3
+RANKS ?= 2
+BIN := .venv/bin
+
+.PHONY: demo test long bench clean
+
+demo: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m graphopt.examples.train_language_model
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+long: .venv/ready
+	$(BIN)/python -m pytest -m long
+
+bench: .venv/ready
+	$(BIN)/python -m bench train
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[examples,test]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info
