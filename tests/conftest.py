@@ -1,0 +1,35 @@
+"""Fixtures: shared gloo ranks, and profiles for property tests."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+import torch
+
+from tests.support.ranks import Ranks
+
+hypothesis.settings.register_profile("quick", max_examples=15, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Callable[[int], Ranks]]:
+    """``ranks(world)``: running ranks; a set that failed is replaced by a fresh one."""
+    pools: dict[int, Ranks] = {}
+
+    def get(world: int) -> Ranks:
+        if world not in pools or not pools[world].is_alive:
+            pools[world] = Ranks(world)
+        return pools[world]
+
+    yield get
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
