@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from graphopt._torch import install_compiled_call
+from graphopt._torch import compiled_call, install_compiled_call
 from graphopt.capture.arguments import flatten_call, tensor_names
 from graphopt.capture.export import Capture, capture
 from graphopt.capture.guards import AttributeGuard, ModelState, ShapeGuard
@@ -32,7 +32,7 @@ from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree
 from graphopt.runtime.collectives import Collectives
 from graphopt.runtime.mesh import device_mesh, world_size
-from graphopt.runtime.parameters import choose_layouts, distribute, slots
+from graphopt.runtime.parameters import accept_whole_state, choose_layouts, distribute, slots
 from graphopt.runtime.resident import Resident
 from graphopt.runtime.state import Runtime
 
@@ -50,6 +50,8 @@ def compile(
     Parameters become DTensors under their own names when there is more than one rank; every rank starts from the
     values of the first. Raises PlanError, CaptureError, or RankMismatchError on every rank if ranks differ.
     """
+    if compiled_call(model) is not None:
+        raise GraphoptError(f"this {type(model).__name__} is compiled already; compile a fresh one for another plan")
     resolved = as_plan(plan).resolve(world_size())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     mesh = device_mesh(resolved, device)
@@ -57,11 +59,15 @@ def compile(
     agree(_statement(model, resolved), None if mesh is None else dist.group.WORLD)
     groups = {} if mesh is None else {axis: mesh.get_group(axis) for axis in resolved.mesh}
     whole = {} if mesh is None else distribute(model, layouts, mesh, in_place=resolved.zero.stage in (1, 2))
+    if mesh is not None:
+        accept_whole_state(model)
     runtime = Runtime(slots(model), layouts, Collectives(groups), Resident(whole))
     rank = 0 if mesh is None else mesh.get_local_rank(resolved.data_parallel_axis)
     specialize = functools.partial(_specialize, model, resolved, runtime, rank, device)
     engine = Engine(model, resolved, runtime, mesh, specialize)
     install_compiled_call(model, engine)
+    if callable(getattr(model, "generate", None)):
+        model.generate = engine.gather_during(model.generate)
     if example_inputs is not None:
         engine.prepare(*as_call(example_inputs))
     return model

@@ -1,6 +1,7 @@
 """The call that `graphopt.compile` installs: finds or makes the program for a call, and runs it."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -186,19 +187,27 @@ class Engine:
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
         """Parameters whole and plain, calls uncompiled, until the context ends."""
-        if self._eager or self._group is None:
+        if self._eager:
             yield
             return
-        whole = dict(whole_parameters(self.model))
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if name not in whole:
-                whole[name] = next(whole[first] for first, p in self.model.named_parameters() if p is parameter)
+        whole = {} if self._group is None else whole_parameters(self.model)
         self._eager = True
         try:
-            with reparametrized(self.model, {n: nn.Parameter(t, requires_grad=False) for n, t in whole.items()}):
+            with reparametrized(self.model, whole):
                 yield
         finally:
             self._eager = False
+
+    def gather_during(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """`method` of the model with its parameters gathered while it runs: it calls the model in ways of its own."""
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._say(f"{method.__name__} runs uncompiled, with its parameters gathered")
+            with self.gathered():
+                return method(*args, **kwargs)
+
+        return call
 
     def _original(self, *args: Any, **kwargs: Any) -> Any:
         """The call as it was before `compile`, hooks included."""

@@ -2,6 +2,7 @@
 
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,10 @@ def capture(
 
     flat = _Flat(model, call)
     examples = tuple(_as_computed(tensor, compute_dtype) for tensor in tensors)
+    state = _fake_state(model, fake_mode, compute_dtype)
     try:
-        with tracing_with(fake_mode), reparametrized(model, _fake_state(model, fake_mode, compute_dtype)):
+        with warnings.catch_warnings(), tracing_with(fake_mode), reparametrized(model, state):
+            warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own use of its tree specs
             exported = torch.export.export(
                 flat, examples, strict=False, dynamic_shapes=_dynamic_shapes(names, tensors, dynamic)
             ).run_decompositions({})

@@ -1,13 +1,14 @@
 """A model's parameters as DTensors over the ranks, in place, and the bytes below them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from graphopt._torch import distributed_tensor, local_tensor
 from graphopt.ir import ParameterLayout
@@ -146,7 +147,26 @@ def gradient_for(parameter: torch.Tensor, gradient: torch.Tensor, layout: Parame
     return distributed_tensor(gradient, parameter)
 
 
-def whole_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each parameter, by its first name, whole on every rank. Every rank must iterate to the end."""
-    for name, parameter in model.named_parameters():
-        yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+def accept_whole_state(model: nn.Module) -> None:
+    """Let `load_state_dict` take whole plain tensors too: each rank keeps its rows."""
+
+    def shard(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for name, parameter in module.named_parameters(prefix.rstrip("."), remove_duplicate=False):
+            value = state.get(name)
+            if isinstance(parameter, DTensor) and isinstance(value, torch.Tensor) and not isinstance(value, DTensor):
+                value = value.to(parameter.device)
+                state[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+    model.register_load_state_dict_pre_hook(shard)
+
+
+def whole_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Each parameter, by every name it has, whole and without gradient on every rank; all ranks call this together."""
+    whole: dict[int, nn.Parameter] = {}
+    named = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in whole:
+            value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            whole[id(parameter)] = nn.Parameter(value.detach(), requires_grad=False)
+        named[name] = whole[id(parameter)]
+    return named

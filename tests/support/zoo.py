@@ -114,7 +114,7 @@ class Clip(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         found = self.clip(input_ids=input_ids, pixel_values=pixel_values)
-        return (1 - (found.text_embeds * found.image_embeds).sum(-1) * self.clip.logit_scale.exp()).mean()
+        return F.mse_loss(found.text_embeds, found.image_embeds) * self.clip.logit_scale.exp()
 
 
 def _pairs() -> Batch:
