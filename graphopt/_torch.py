@@ -94,10 +94,7 @@ def shape_guards(fake_mode: FakeTensorMode, fakes: list[torch.Tensor]) -> str | 
 def shape_guards_hold(fake_mode: FakeTensorMode, guards: str, tensors: list[torch.Tensor]) -> bool:
     """Whether `shape_guards` hold for real arguments."""
     assert fake_mode.shape_env is not None
-    sizes: list[int] = []
-    for tensor in tensors:
-        sizes.extend(tensor.shape)
-    return bool(fake_mode.shape_env.evaluate_guards_expression(guards, sizes))
+    return bool(fake_mode.shape_env.evaluate_guards_expression(guards, tensors))
 
 
 @contextlib.contextmanager
