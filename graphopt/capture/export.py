@@ -100,9 +100,11 @@ def capture(
 
 
 def _as_computed(tensor: torch.Tensor, compute_dtype: torch.dtype | None) -> torch.Tensor:
-    if compute_dtype is not None and tensor.is_floating_point():
-        return torch.empty(tensor.shape, dtype=compute_dtype, device=tensor.device).requires_grad_(tensor.requires_grad)
-    return tensor
+    """What stands for an example input: itself, or memory that nobody touches where dtype or device will be others."""
+    dtype = compute_dtype if compute_dtype is not None and tensor.is_floating_point() else tensor.dtype
+    if dtype == tensor.dtype and tensor.device.type != "meta":
+        return tensor
+    return torch.empty(tensor.shape, dtype=dtype, device=_device(tensor)).requires_grad_(tensor.requires_grad)
 
 
 def _fake_state(

@@ -1,0 +1,96 @@
+"""Plans: text, files, and one clear message for each that cannot be."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graphopt import Plan, PlanError, Zero
+
+_names = st.text("abcdefgh.*", min_size=1, max_size=8)
+plans = st.builds(
+    Plan,
+    mesh=st.sampled_from([{}, {"dp": -1}, {"dp": 4}]),
+    zero=st.builds(
+        Zero,
+        stage=st.integers(0, 3),
+        bucket_bytes=st.none() | st.integers(1, 1 << 40),
+        prefetch=st.integers(0, 9),
+        whole_below=st.integers(0, 1 << 30),
+        keep_gathered=st.booleans() | st.lists(_names, min_size=1, max_size=3).map(tuple),
+    ),
+    precision=st.sampled_from([None, "bf16", {"compute": "bf16", "reduce": "bf16"}]),
+    dynamic=st.sampled_from([None, "batch", "sequence", "batch,sequence"]),
+    passes=st.sampled_from([None, "canonicalize,differentiate,zero{stage=3}"]),
+    executor=st.sampled_from(["python", "inductor"]),
+    batch_norm=st.sampled_from(["local", "global"]),
+    verify=st.booleans(),
+)
+
+
+@given(plans)
+def test_a_plan_prints_what_parses_to_it(plan: Plan) -> None:
+    assert Plan.parse(str(plan)) == plan
+    assert hash(Plan.parse(str(plan))) == hash(plan)
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json", ".toml"])
+@given(plan=plans)
+def test_files_hold_plans(plan: Plan, suffix: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / f"plan{suffix}"
+    plan.save(path)
+    assert Plan.load(path) == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("zero=7", ["zero.stage=7", "nearest valid choice is 3"]),
+        ("zro=3", ["zro", "'zero'"]),
+        ("zero.buket_bytes=1", ["zero.buket_bytes", "'zero.bucket_bytes'"]),
+        ("zero.prefetch=-2", ["zero.prefetch=-2", "nearest valid choice is 0"]),
+        ("precision=fp16", ["fp16", "loss scaling", "bf16"]),
+        ("precision=bf61", ["bf61", "'bf16'"]),
+        ("dp=0", ["mesh.dp=0", "nearest valid choice is 1"]),
+        ("executor=pyton", ["pyton", "'python'"]),
+        ("dynamic=bacth", ["bacth", "'batch'"]),
+        ("zero", ["'zero'", "name=value"]),
+    ],
+)
+def test_a_plan_that_cannot_be_says_what_could(text: str, words: list[str]) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(text)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_an_unknown_axis_is_named() -> None:
+    with pytest.raises(PlanError, match="unknown axis 'pd'.*'dp'"):
+        Plan(mesh={"pd": 2})
+
+
+@pytest.mark.parametrize(
+    ("mesh", "world", "choice"), [({"dp": 3}, 4, "dp=4"), ({"dp": 8}, 2, "larger than the world of 2.*dp=2")]
+)
+def test_a_mesh_that_does_not_fit_the_world(mesh: dict[str, int], world: int, choice: str) -> None:
+    with pytest.raises(PlanError, match=choice):
+        Plan(mesh=mesh).resolve(world)
+
+
+def test_a_missing_size_comes_from_the_world() -> None:
+    assert dict(Plan().resolve(6).mesh) == {"dp": 6} == dict(Plan(mesh={"dp": -1}).resolve(6).mesh)
+
+
+def test_which_dimensions_stay_symbolic() -> None:
+    assert Plan(dynamic="sequence").dynamic_dims_for("x", 1) == ()
+    assert Plan(dynamic="batch,sequence").dynamic_dims_for("x", 3) == (0, 1)
+    assert Plan(dynamic={"x": (2,)}).dynamic_dims_for("x", 3) == (2,)
+    assert Plan(dynamic={"x": (2,)}).dynamic_dims_for("y", 3) == ()
+
+
+def test_a_file_of_unknown_kind_or_without_sense(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="no known kind"):
+        Plan.load(tmp_path / "plan.ini")
+    (tmp_path / "plan.yaml").write_text("[1, 2")
+    with pytest.raises(PlanError, match="does not parse"):
+        Plan.load(tmp_path / "plan.yaml")
