@@ -1,24 +1,27 @@
 """What the user asks for: a frozen plan, checked before anything is captured."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from graphopt.errors import PlanError
 from graphopt.nearest import nearest
+from graphopt.plan_text import AXES, MAIN, format_plan, load_plan, parse_plan, save_plan
+from graphopt.sizes import format_size, parse_size
 
 T = TypeVar("T")
-AXES = ("dp",)
+_BYTES = {"bytes": True}
+_SEPARATORS = frozenset(",|{}= \t\n")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DYNAMIC = {"batch": 0, "sequence": 1}
 
 
 class Frozen(Mapping[str, T]):
-    """An ordered mapping that does not change, so that a plan can be hashed."""
+    """An ordered mapping that does not change, so that a plan can be hashed; the order counts when two are compared."""
 
     def __init__(self, items: Mapping[str, T] | None = None) -> None:
         self._items = dict(items or {})
@@ -32,6 +35,11 @@ class Frozen(Mapping[str, T]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Frozen):
+            return tuple(self._items.items()) == tuple(other._items.items())
+        return self._items == other
+
     def __hash__(self) -> int:
         return hash(tuple(self._items.items()))
 
@@ -44,33 +52,38 @@ class Zero:
     """ZeRO over the data-parallel axis (Rajbhandari et al. 2020).
 
     stage: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also parameters.
-    bucket_bytes: of whole parameters that one collective moves at most; None for those of a repeated layer.
+    bucket_bytes: of whole parameters that one collective moves at most, or text such as ``"8MiB"``; None for those of
+        a repeated layer.
     prefetch: buckets gathered ahead of the one in use.
-    whole_below: parameters of fewer bytes stay whole on every rank.
+    whole_below: parameters of fewer bytes stay whole on every rank; text such as ``"4KiB"`` will do.
     keep_gathered: what stays gathered between forward and backward in stage 3: nothing, everything (True), or the
         parameters whose names match one of the patterns (as in fnmatch).
     """
 
     stage: int = 3
-    bucket_bytes: int | None = None
+    bucket_bytes: int | None = field(default=None, metadata=_BYTES)
     prefetch: int = 1
-    whole_below: int = 4096
+    whole_below: int = field(default=4096, metadata=_BYTES)
     keep_gathered: bool | tuple[str, ...] = False
 
     def __post_init__(self) -> None:
         _require_int("zero.stage", self.stage, 0, 3)
         if self.bucket_bytes is not None:
-            _require_int("zero.bucket_bytes", self.bucket_bytes, 1)
+            object.__setattr__(self, "bucket_bytes", _checked_bytes("zero.bucket_bytes", self.bucket_bytes, 1))
         _require_int("zero.prefetch", self.prefetch, 0)
-        _require_int("zero.whole_below", self.whole_below, 0)
-        kept = self.keep_gathered
-        if isinstance(kept, str):
-            kept = (kept,)
-        if isinstance(kept, list):
-            kept = tuple(kept)
-        if not isinstance(kept, bool) and not (isinstance(kept, tuple) and all(isinstance(p, str) for p in kept)):
-            raise PlanError(f"zero.keep_gathered={kept!r} is neither true, false nor a list of name patterns; say true")
-        object.__setattr__(self, "keep_gathered", kept)
+        object.__setattr__(self, "whole_below", _checked_bytes("zero.whole_below", self.whole_below, 0))
+        object.__setattr__(self, "keep_gathered", _checked_patterns("zero.keep_gathered", self.keep_gathered))
+
+    if TYPE_CHECKING:  # what may be written; the fields say what is held
+
+        def __init__(
+            self,
+            stage: int = 3,
+            bucket_bytes: int | str | None = None,
+            prefetch: int = 1,
+            whole_below: int | str = 4096,
+            keep_gathered: bool | str | Sequence[str] = False,
+        ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class Precision:
 class Plan:
     """How a model runs on many devices.
 
-    mesh: axis name -> ranks; a missing or -1 size is inferred from the world. Axes are laid over the ranks in the
+    mesh: axis name -> ranks; one that is None or -1 is inferred from the world. Axes are laid over the ranks in the
         order written, the first varying slowest. Known axes: ``dp`` (data parallel).
     zero: a stage, or `Zero`.
     precision: None for that of the model, ``"bf16"``, or `Precision`.
@@ -125,10 +138,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mesh", _checked_mesh(self.mesh))
-        object.__setattr__(self, "zero", _section("zero", Zero, "stage", self.zero))
+        object.__setattr__(self, "zero", _section("zero", Zero, self.zero))
         if self.precision is not None:
-            precision = _section("precision", Precision, "compute", self.precision)
-            object.__setattr__(self, "precision", None if precision.compute == "fp32" else precision)
+            object.__setattr__(self, "precision", _section("precision", Precision, self.precision))
         object.__setattr__(self, "dynamic", _checked_dynamic(self.dynamic))
         if self.passes is not None and not isinstance(self.passes, str):
             raise PlanError(f"passes={self.passes!r} is not text; write it as 'canonicalize,differentiate'")
@@ -136,6 +148,20 @@ class Plan:
         _require_choice("batch_norm", self.batch_norm, ("local", "global"))
         if not isinstance(self.verify, bool):
             raise PlanError(f"verify={self.verify!r} is not a truth value; say true or false")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            mesh: Mapping[str, int | None] = ...,
+            zero: int | Zero | Mapping[str, Any] = 0,
+            precision: str | Precision | Mapping[str, Any] | None = None,
+            dynamic: str | Mapping[str, Sequence[int]] | None = None,
+            passes: str | None = None,
+            executor: str = "python",
+            batch_norm: str = "local",
+            verify: bool = False,
+        ) -> None: ...
 
     @property
     def data_parallel_axis(self) -> str:
@@ -178,26 +204,18 @@ class Plan:
     @classmethod
     def parse(cls, text: str) -> "Plan":
         """The plan that text such as ``dp=4,zero=3,zero.bucket_bytes=8MiB`` describes; `str` is the inverse."""
-        from graphopt.plan_text import parse_plan
-
         return from_dict(parse_plan(text))
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
         """A plan from a .yaml, .yml, .json or .toml file."""
-        from graphopt.plan_text import load_plan
-
         return from_dict(load_plan(Path(path)))
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a .yaml, .yml, .json or .toml file."""
-        from graphopt.plan_text import save_plan
-
         save_plan(to_dict(self), Path(path))
 
     def __str__(self) -> str:
-        from graphopt.plan_text import format_plan
-
         return format_plan(to_dict(self))
 
 
@@ -225,52 +243,92 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {spec.name: _plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
-        return {name: item for name, item in fields.items() if item is not None}
+        return _plain_section(value)
     return value
 
 
-def _section(name: str, kind: type, shorthand: str, value: Any) -> Any:
+def _plain_section(section: Any) -> Any:
+    """Its main field, with those that are not as by default; the value alone if there are none."""
+    main, *others = dataclasses.fields(section)
+    values = {main.name: getattr(section, main.name)}
+    for spec in others:
+        value = getattr(section, spec.name)
+        if value != spec.default:
+            values[spec.name] = format_size(value) if spec.metadata == _BYTES else _plain(value)
+    return values if len(values) > 1 else values[main.name]
+
+
+def _section(name: str, kind: type, value: Any) -> Any:
     """A part of the plan from itself, from a mapping, or from the value of its main field."""
     if isinstance(value, kind):
         return value
     if isinstance(value, Mapping):
         _require_fields(f"{name}.", kind, value)
         return kind(**value)
-    return kind(**{shorthand: value})
+    return kind(**{MAIN[name]: value})
 
 
 def _checked_mesh(mesh: Any) -> Frozen[int]:
     if not isinstance(mesh, Mapping):
         raise PlanError(f"mesh={mesh!r} is not a mapping of axis names to sizes; write {{'dp': 2}}")
-    for axis, size in mesh.items():
+    sizes = {axis: -1 if size is None else size for axis, size in mesh.items()}
+    for axis, size in sizes.items():
         if axis not in AXES:
             raise PlanError(f"mesh has an unknown axis {axis!r}; {nearest(str(axis), AXES)}")
         if size != -1:
             _require_int(f"mesh.{axis}", size, 1)
-    return Frozen(mesh)
+    return Frozen(sizes)
 
 
 def _checked_dynamic(dynamic: Any) -> Any:
     if dynamic is None or dynamic == "":
         return None
     if isinstance(dynamic, str):
-        for word in dynamic.split(","):
+        words = {word.strip() for word in dynamic.split(",")}
+        for word in words:
             _require_choice("dynamic", word, tuple(_DYNAMIC))
-        return dynamic
+        return ",".join(sorted(words, key=_DYNAMIC.__getitem__))
     if isinstance(dynamic, Mapping):
-        for name, dims in dynamic.items():
-            if not isinstance(dims, (tuple, list)) or not all(type(d) is int and d >= 0 for d in dims):
-                raise PlanError(f"dynamic.{name}={dims!r} is not a list of dimensions; write [0] for the first")
-        return Frozen({name: tuple(dims) for name, dims in dynamic.items()})
+        return Frozen({name: _checked_dims(f"dynamic.{name}", dynamic[name]) for name in sorted(dynamic)})
     raise PlanError(f"dynamic={dynamic!r} is neither text nor a mapping; say 'batch' or {{'input_ids': [0, 1]}}")
+
+
+def _checked_dims(name: str, dims: Any) -> tuple[int, ...]:
+    """Dimensions from a list, whose items are still text where a plan's text was parsed."""
+    if isinstance(dims, (tuple, list)):
+        found = tuple(int(d) if isinstance(d, str) and d.isdecimal() else d for d in dims)
+        if all(type(d) is int and d >= 0 for d in found):
+            return found
+    raise PlanError(f"{name}={dims!r} is not a list of dimensions; write [0] for the first")
+
+
+def _checked_patterns(name: str, given: Any) -> bool | tuple[str, ...]:
+    patterns = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list) else given
+    if isinstance(patterns, bool):
+        return patterns
+    if not isinstance(patterns, tuple) or not all(isinstance(p, str) for p in patterns):
+        raise PlanError(f"{name}={given!r} is neither true, false nor a list of name patterns; say true")
+    for pattern in patterns:
+        if not pattern or _SEPARATORS & set(pattern):
+            raise PlanError(f"{name} has a pattern {pattern!r} that matches no name; write one such as 'layers.0.*'")
+    return patterns
+
+
+def _checked_bytes(name: str, given: Any, low: int) -> int:
+    """Bytes from a number, or from text such as ``8MiB``."""
+    size = parse_size(given) if isinstance(given, str) else given
+    if size is None:
+        raise PlanError(f"{name}={given!r} is not a size; write bytes, or B, KiB, MiB, GiB or TiB, as in 8MiB")
+    _require_int(name, size, low)
+    return int(size)
 
 
 def _require_fields(prefix: str, kind: type, values: Mapping[str, Any]) -> None:
     known = tuple(spec.name for spec in dataclasses.fields(kind))
     for name in values:
         if name not in known:
-            raise PlanError(f"a plan has no field {prefix}{name}; {nearest(str(name), known, prefix)}")
+            choices = known if prefix else (*known, *AXES)
+            raise PlanError(f"a plan has no field {prefix}{name}; {nearest(str(name), choices, prefix)}")
 
 
 def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -280,8 +338,19 @@ def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def _require_int(name: str, value: Any, low: int, high: int | None = None) -> None:
     if type(value) is not int:
-        raise PlanError(f"{name}={value!r} is not a whole number; the nearest valid choice is {low}")
+        raise PlanError(
+            f"{name}={value!r} is not a whole number; the nearest valid choice is {_nearest_int(value, low, high)}"
+        )
     if value < low or (high is not None and value > high):
         allowed = f"{low} to {high}" if high is not None else f"{low} or more"
-        bound = low if value < low else high
-        raise PlanError(f"{name}={value} is out of range ({allowed}); the nearest valid choice is {bound}")
+        raise PlanError(
+            f"{name}={value} is out of range ({allowed}); the nearest valid choice is {_nearest_int(value, low, high)}"
+        )
+
+
+def _nearest_int(value: Any, low: int, high: int | None) -> int:
+    try:
+        number = round(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return low
+    return max(low, number if high is None else min(number, high))

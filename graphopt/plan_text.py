@@ -1,7 +1,9 @@
 """Plans as text and files; everything goes through nested plain values."""
 
 import json
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,83 +12,82 @@ import yaml
 
 from graphopt.errors import PlanError
 from graphopt.nearest import nearest
-from graphopt.sizes import format_size, parse_size
 
-_AXES = ("dp",)
+AXES = ("dp",)
+MAIN = {"zero": "stage", "precision": "compute"}
 _WORDS = {"true": True, "false": False, "none": None}
-_MAIN = {"zero": "stage", "precision": "compute"}
 _FILES = (".yaml", ".yml", ".json", ".toml")
+_NAME = re.compile(r"[\w.]+")
+_COMMA_OUTSIDE_BRACES = re.compile(r",(?![^{}]*\})")
 
 
 def parse_plan(text: str) -> dict[str, Any]:
-    """Nested values of text such as ``dp=4,zero=3,zero.prefetch=2``; passes stand last and may hold commas."""
+    """Nested values of text such as ``dp=4,zero=3,zero.prefetch=2,dynamic=batch,sequence``.
+
+    An axis stands for its size in the mesh, the name of a section for its main field. Raises PlanError for what is no
+    ``name=value`` and for a field given twice.
+    """
     values: dict[str, Any] = {}
-    text, separator, passes = text.partition("passes=")
-    if separator:
-        values["passes"] = passes
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise PlanError(f"plan text {item!r} has no '='; write name=value, such as zero=3")
-        _put(values, name.strip(), value.strip())
+    for name, value in _items(text):
+        section, _, key = name.partition(".")
+        if name in AXES:
+            section, key = "mesh", name
+        elif name in MAIN and value is not None:
+            key = MAIN[name]
+        part = values.setdefault(section, {}) if key else values
+        if not isinstance(part, dict) or (key or section) in part:
+            raise PlanError(f"plan text gives {name} twice; say {section} once")
+        part[key or section] = value
     return values
 
 
-def _put(values: dict[str, Any], name: str, text: str) -> None:
-    if name in _AXES:
-        values.setdefault("mesh", {})[name] = _value(text)
-        return
-    section, dot, key = name.partition(".")
-    if not dot:
-        if section in _MAIN:
-            values[section] = {**values.get(section, {}), _MAIN[section]: _value(text)}
+def _items(text: str) -> Iterator[tuple[str, Any]]:
+    """Names and values; what follows a comma and is no ``name=`` belongs to the value before it."""
+    items: list[str] = []
+    for part in filter(str.strip, _COMMA_OUTSIDE_BRACES.split(text)):
+        name, equals, _ = part.partition("=")
+        if equals and _NAME.fullmatch(name.strip()):
+            items.append(part)
+        elif items:
+            items[-1] += f",{part}"
         else:
-            values[section] = _value(text.replace("+", ",")) if section == "dynamic" else _value(text)
-        return
-    part = values.setdefault(section, {})
-    if not isinstance(part, dict):
-        raise PlanError(f"plan text gives {section} both a value and a field {name}")
-    part[key] = _value(text)
+            raise PlanError(f"plan text {part.strip()!r} has no '='; write name=value, such as zero=3")
+    for item in items:
+        name, _, value = item.partition("=")
+        yield name.strip(), _value(value.strip())
 
 
 def _value(text: str) -> Any:
+    """A word, a whole number, a list (its items stay text, for the field knows what they are), or the text itself."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     if text.startswith("[") and text.endswith("]"):
-        return tuple(_value(part) for part in text[1:-1].split("|") if part)
+        return text[1:-1].split("|") if len(text) > 2 else []
     try:
         return int(text)
     except ValueError:
-        size = parse_size(text)
-        return text if size is None else size
+        return text
 
 
 def format_plan(values: dict[str, Any]) -> str:
-    """Text that `parse_plan` turns back into `values`."""
+    """Text that `parse_plan` turns back into the same plan."""
     items: list[str] = []
     for name, value in values.items():
-        if name == "mesh":
+        if not isinstance(value, dict):
+            items.append(f"{name}={_text(value)}")
+        elif name == "mesh":
             items += [f"{axis}={size}" for axis, size in value.items()]
-        elif isinstance(value, dict):
-            main = _MAIN.get(name)
-            if main in value:
-                items.append(f"{name}={_text(main, value[main])}")
-            items += [f"{name}.{key}={_text(key, item)}" for key, item in value.items() if key != main]
-        elif name != "passes":
-            items.append(f"{name}={_text(name, value)}")
-    if "passes" in values:
-        items.append(f"passes={values['passes']}")
+        else:
+            items += [f"{name}{'' if key == MAIN.get(name) else '.' + key}={_text(part)}" for key, part in value.items()]
     return ",".join(items)
 
 
-def _text(name: str, value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{'|'.join(_text(name, item) for item in value)}]"
-    if isinstance(value, int):
-        return format_size(value) if name.endswith(("bytes", "_below")) else str(value)
-    return str(value).replace(",", "+")
+        return f"[{'|'.join(map(str, value))}]"
+    return str(value)
 
 
 def load_plan(path: Path) -> dict[str, Any]:
