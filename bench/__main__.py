@@ -16,7 +16,7 @@ from bench.statistics import spread
 from bench.train import measure
 
 RESULTS = Path(__file__).parent / "results"
-ORDER = "ddp,graphopt-zero0,graphopt-zero1,graphopt-zero2,graphopt-zero3,fsdp2,fsdp2-compiled,deepspeed-zero1,deepspeed-zero2,deepspeed-zero3"
+ORDER = ",".join(RIVALS)
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
@@ -27,7 +27,9 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     found = measure(rivals, options.world, options.rounds, options.steps)
     table = Table("rival", "step ms", "quartiles", *(f"of {name}" for name in options.against.split(",")))
     for name, each in found["seconds"].items():
-        ratios = [found["ratios"][other][name] if other in found["ratios"] else None for other in options.against.split(",")]
+        ratios = [
+            found["ratios"][other][name] if other in found["ratios"] else None for other in options.against.split(",")
+        ]
         shown = [f"{r['median']:.3f} ({r['low']:.3f}–{r['high']:.3f})" if r else "" for r in ratios]
         table.add_row(name, f"{each['median'] * 1e3:.0f}", f"{each['low'] * 1e3:.0f}–{each['high'] * 1e3:.0f}", *shown)
     for name, why in found["missing"].items():
@@ -64,7 +66,11 @@ def main() -> None:
     compiling.add_argument("--rounds", type=int, default=3)
     compiling.set_defaults(run=_compile, name="compile")
     options = parser.parse_args()
-    found = {"machine": description(), "options": {k: v for k, v in vars(options).items() if k != "run"}, **options.run(options)}
+    found = {
+        "machine": description(),
+        "options": {k: v for k, v in vars(options).items() if k != "run"},
+        **options.run(options),
+    }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{options.name}.json").write_text(json.dumps(found, indent=2) + "\n")
 

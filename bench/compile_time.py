@@ -21,7 +21,8 @@ with torch.device("meta"):
     model = LlamaForCausalLM(config)
     ids = torch.empty(1, 8192, dtype=torch.int64)
 report = lower(model, (), {"input_ids": ids, "labels": ids}, Plan.parse("dp=1024,zero=3").resolve(1024)).report
-print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(report.step_graph.graph.nodes))
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(time.perf_counter() - started, most, len(report.step_graph.graph.nodes))
 """
 
 
@@ -61,7 +62,7 @@ def first_steps(layers: int) -> dict[str, float]:
 
 
 def giant() -> dict[str, float]:
-    """The 126-layer Llama-3.1-405B shape under ZeRO-3 on 1,024 ranks: seconds, and the process's most resident bytes."""
+    """The 126-layer Llama-3.1-405B shape under ZeRO-3 on 1,024 ranks: seconds, and the most bytes resident."""
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", GIANT], capture_output=True, text=True, check=True)
     seconds, kibibytes, nodes = found.stdout.split()[-3:]
     return {"seconds": float(seconds), "resident_bytes": float(kibibytes) * 1024, "step_nodes": float(nodes)}

@@ -24,7 +24,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired_ratios(rounds: Mapping[str, Sequence[Sequence[float]]], reference: str) -> dict[str, Spread]:
-    """For each rival the ratio of its median to the reference's, round by round: a machine that drifts drifts for both."""
+    """Ratios of medians to the reference's, round by round: a machine that drifts drifts for both."""
     theirs = [statistics.median(steps) for steps in rounds[reference]]
     return {
         name: spread([statistics.median(steps) / other for steps, other in zip(each, theirs, strict=True)])

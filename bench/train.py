@@ -15,9 +15,9 @@ from bench.workloads import llama, tokens
 
 
 def measure(rivals: list[str], world: int, rounds: int, steps: int, port: int = 29617) -> dict[str, Any]:
-    """Run all rivals in the same `world` processes; the result of the first rank.
+    """Run all rivals in the same `world` processes.
 
-    Each round runs `steps` + 1 steps of every rival in turn; the first of each turn warms the caches and is not counted.
+    Each round runs `steps` + 1 steps of every rival in turn; the first of a turn warms the caches and is not counted.
     """
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -37,7 +37,9 @@ def _rank(rank: int, world: int, port: int, rivals: list[str], rounds: int, step
     if world <= len(cores):
         os.sched_setaffinity(0, {cores[rank]})
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     dist.init_process_group("gloo")
     ready, missing = _prepare(rivals, rank)
     times: dict[str, list[list[float]]] = {name: [] for name in ready}

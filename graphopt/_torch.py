@@ -16,10 +16,12 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
+from torch.utils._pytree import SequenceKey
 
 __all__ = [
     "FakeTensorMode",
     "OpOverload",
+    "SequenceKey",
     "aliases_argument",
     "all_gather_single",
     "compiled_call",
@@ -82,10 +84,10 @@ def traced_graph() -> Graph:
 
 def sequence_number() -> int:
     """The number that autograd will give to the next node it makes."""
-    return int(torch.autograd._get_sequence_nr())
+    return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
 
-def shape_guards(fake_mode: FakeTensorMode, fakes: list[torch.Tensor]) -> str | None:
+def shape_guards(fake_mode: FakeTensorMode, fakes: list[Any]) -> str | None:
     """What tracing assumed of symbolic sizes, as an expression over the arguments; None if nothing."""
     assert fake_mode.shape_env is not None
     return fake_mode.shape_env.produce_guards_expression(fakes)

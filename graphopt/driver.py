@@ -25,7 +25,7 @@ from graphopt.errors import GraphoptError
 from graphopt.ir import OutputKind, ParameterLayout, Program
 from graphopt.ir.collectives import collective_signature
 from graphopt.passes import REGISTRY
-from graphopt.passes.base import PassContext
+from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.pipeline import Observer, Pipeline
 from graphopt.plan import Plan
 from graphopt.report import Report
@@ -66,8 +66,9 @@ def compile(
     specialize = functools.partial(_specialize, model, resolved, runtime, rank, device)
     engine = Engine(model, resolved, runtime, mesh, specialize)
     install_compiled_call(model, engine)
-    if callable(getattr(model, "generate", None)):
-        model.generate = engine.gather_during(model.generate)
+    generate = getattr(model, "generate", None)
+    if callable(generate):
+        model.generate = engine.gather_during(generate)  # type: ignore[assignment]
     if example_inputs is not None:
         engine.prepare(*as_call(example_inputs))
     return model
@@ -140,12 +141,14 @@ def lower(
     layouts: Layouts | None = None,
     seeded: tuple[bool, ...] | None = None,
     observer: Observer | None = None,
+    registry: Mapping[str, type[Pass]] = REGISTRY,
 ) -> Compilation:
     """Compile one call of `model` under a resolved plan; the model is not touched, no process group is needed.
 
     layouts: how the parameters lie already; by default as the plan would lay them.
     seeded: for each user output, whether a gradient arrives there; by default the scalar ones (a loss), or all.
     observer: called after each pass with its record and the program.
+    registry: the passes that the plan's pipeline may name.
     """
     started = time.perf_counter()
     layouts = choose_layouts(model, plan) if layouts is None else layouts
@@ -155,11 +158,11 @@ def lower(
         seeded = _likely_seeded(program)
     context = _context(captured, plan, layouts, seeded)
     forward_graph = program.module
-    pipeline = Pipeline.parse(pipeline_text(plan), REGISTRY)
+    pipeline = Pipeline.parse(pipeline_text(plan), registry)
     records = pipeline.run(program, context, verify=plan.verify, observer=observer)
     seeded, missed = _reached(program, seeded)
     if missed:
-        return lower(model, args, kwargs, plan, layouts=layouts, seeded=missed, observer=observer)
+        return lower(model, args, kwargs, plan, layouts=layouts, seeded=missed, observer=observer, registry=registry)
     halves = split(program)
     parts = {"forward": halves.forward} | ({"backward": halves.backward} if halves.backward else {})
     emitted = emit_functions(

@@ -78,7 +78,9 @@ def format_plan(values: dict[str, Any]) -> str:
         elif name == "mesh":
             items += [f"{axis}={size}" for axis, size in value.items()]
         else:
-            items += [f"{name}{'' if key == MAIN.get(name) else '.' + key}={_text(part)}" for key, part in value.items()]
+            items += [
+                f"{name}{'' if key == MAIN.get(name) else '.' + key}={_text(part)}" for key, part in value.items()
+            ]
     return ",".join(items)
 
 

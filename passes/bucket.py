@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from graphopt.ir import Level, Phase, Program, facts_of
+from graphopt.ir.collectives import sources_of
 from graphopt.passes.base import Pass, PassContext, Tier
 
 collective = torch.ops._c10d_functional
@@ -67,9 +68,7 @@ def layer_bytes(program: Program) -> int:
 
 def whole_bytes(node: fx.Node) -> int:
     """Bytes of the whole tensors that a collective moves: its results if it gathers, else its arguments."""
-    sources = node.args[0]
-    assert isinstance(sources, (list, tuple))
-    values = node.meta["val"] if node.target is GATHER else [s.meta["val"] for s in sources if isinstance(s, fx.Node)]
+    values = node.meta["val"] if node.target is GATHER else [source.meta["val"] for source in sources_of(node)]
     return sum(value.numel() * value.element_size() for value in values)
 
 
@@ -102,11 +101,11 @@ def _packed(nodes: list[fx.Node], limit: int) -> Iterator[list[fx.Node]]:
 def _merge_gathers(bucket: list[fx.Node]) -> None:
     """Gather everything where the first was gathered, and wait for everything there."""
     first, *others = bucket
-    sources = list(first.args[0])  # type: ignore[arg-type]
+    sources = sources_of(first)
     (item,) = first.users
     (last,) = item.users
     for node in others:
-        (source,) = node.args[0]  # type: ignore[misc]
+        (source,) = sources_of(node)
         if source.op == "call_function":
             first.prepend(source)
         (item,) = node.users
@@ -124,10 +123,10 @@ def _merge_reductions(bucket: list[fx.Node], position: dict[fx.Node, int]) -> No
     """Reduce everything where the last was reduced, when all arguments are there."""
     *others, last = sorted(bucket, key=position.__getitem__)
     (item,) = last.users
-    sources = list(last.args[0])  # type: ignore[arg-type]
+    sources = sources_of(last)
     tail = _tail(item)
     for node in others:
-        (source,) = node.args[0]  # type: ignore[misc]
+        (source,) = sources_of(node)
         (item,) = node.users
         item.args = (last, len(sources))
         sources.append(source)

@@ -33,9 +33,9 @@ class Precision(Pass):
                 _cast_parameter(builder, node, stored)
                 casts += 1
         results = list(program.results)
-        for index, (role, gradient) in enumerate(zip(program.outputs, results, strict=True)):
-            if role.kind is OutputKind.GRADIENT and gradient is not None:
-                results[index] = _cast_gradient(builder, gradient, role.name)
+        for index, (output, gradient) in enumerate(zip(program.outputs, results, strict=True)):
+            if output.kind is OutputKind.GRADIENT and gradient is not None:
+                results[index] = _cast_gradient(builder, gradient, output.name)
         program.set_results(results, program.outputs)
         context.statistics.update(casts=casts)
         return casts > 0

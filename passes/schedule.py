@@ -6,6 +6,7 @@ from torch import fx
 
 from graphopt.errors import PassError
 from graphopt.ir import Level, Phase, Program
+from graphopt.ir.collectives import sources_of
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.bucket import GATHER, REDUCTIONS
 
@@ -47,9 +48,9 @@ class Schedule(Pass):
             if index == 0 or self.options.prefetch == 0:
                 continue
             anchor = waits[max(0, index - self.options.prefetch)]
-            for source in gather.args[0]:  # type: ignore[union-attr]
-                if source.op == "call_function":  # type: ignore[union-attr]
-                    anchor.prepend(source)  # type: ignore[arg-type]
+            for source in sources_of(gather):
+                if source.op == "call_function":
+                    anchor.prepend(source)
             anchor.prepend(gather)
             moved += 1
         return moved

@@ -49,9 +49,7 @@ class ZeroOptions:
 
     def __post_init__(self) -> None:
         if self.stage not in (0, 1, 2, 3):
-            raise PassError(
-                f"zero: stage={self.stage} is out of range; the nearest is {min(max(self.stage, 0), 3)}"
-            )
+            raise PassError(f"zero: stage={self.stage} is out of range; the nearest is {min(max(self.stage, 0), 3)}")
 
 
 class Zero(Pass):

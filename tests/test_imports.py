@@ -62,7 +62,9 @@ def test_imports_run_downward(room: str, path: Path) -> None:
 @pytest.mark.parametrize(("room", "path"), [pytest.param(r, p, id=str(p.relative_to(ROOT))) for r, p in _files()])
 def test_private_torch_names_live_in_one_file(room: str, path: Path) -> None:
     if room != "_torch":
-        assert not re.findall(r"(?:^|[^.\w])torch(?!\.ops)(?:\.\w+)*\._(?!_)\w*|from torch[.\w]*\._\w+ import", path.read_text())
+        assert not re.findall(
+            r"(?:^|[^.\w])torch(?!\.ops)(?:\.\w+)*\._(?!_)\w*|from torch[.\w]*\._\w+ import", path.read_text()
+        )
 
 
 def test_bare_folder_names_are_never_imported() -> None:

@@ -65,7 +65,7 @@ def test_a_plan_that_cannot_be_says_what_could(text: str, words: list[str]) -> N
 
 
 def test_an_unknown_axis_is_named() -> None:
-    with pytest.raises(PlanError, match="unknown axis 'pd'.*'dp'"):
+    with pytest.raises(PlanError, match=r"unknown axis 'pd'.*dp"):
         Plan(mesh={"pd": 2})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from graphopt._torch import pytree
+from graphopt._torch import SequenceKey, pytree
 from graphopt.errors import CaptureError
 
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
@@ -65,7 +65,7 @@ def tensor_names(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     names = []
     for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
         if isinstance(leaf, torch.Tensor):
-            side, argument, *rest = path
-            start = positions[argument.idx] if side.idx == 0 else str(argument.key)
+            _, argument, *rest = path
+            start = positions[argument.idx] if isinstance(argument, SequenceKey) else str(argument.key)  # type: ignore[attr-defined]
             names.append(start + pytree.keystr(tuple(rest)))
     return names

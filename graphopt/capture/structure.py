@@ -58,7 +58,7 @@ def _build_leaf(leaf: Any, tensors: Sequence[Any]) -> Any:
     if isinstance(leaf, _Slot):
         return tensors[leaf.index]
     if isinstance(leaf, _Object):
-        built = leaf.kind.__new__(leaf.kind)
+        built: Any = object.__new__(leaf.kind)
         vars(built).update({name: part.build(tensors) for name, part in leaf.attributes.items()})
         return built
     return leaf

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from graphopt.ir import InputKind, OutputKind, Phase, Program, facts_of
-from graphopt.ir.collectives import collective_of
+from graphopt.ir.collectives import collective_of, sources_of
 from graphopt.ir.liveness import Interval, intervals, storage_of
 
 _INPUTS = {
@@ -85,8 +85,7 @@ def _shards_of_residents(program: Program) -> set[fx.Node]:
     for node in program.compute_nodes():
         collective = collective_of(node)
         if collective is not None and collective.kind == "all-gather" and facts_of(node).resident:
-            sources = node.args[0] if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
-            found |= {s for s in sources if isinstance(s, fx.Node) and s.op == "placeholder"}
+            found |= {source for source in sources_of(node) if source.op == "placeholder"}
     return found
 
 

@@ -184,6 +184,6 @@ def call_with_autograd(invocation: Invocation) -> tuple[torch.Tensor, ...]:
         else executable.runtime.slots[role.name].get()
         for role in executable.gradients
     ]
-    outputs = _Bridge.apply(invocation, *sources)
+    outputs = _Bridge.apply(invocation, *sources)  # type: ignore[no-untyped-call]
     assert isinstance(outputs, tuple)
     return outputs

@@ -1,8 +1,10 @@
 """What to inspect: ``package.module:factory`` or ``file.py:factory``, which returns a model and example inputs."""
 
+import functools
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,17 +48,19 @@ def _module(place: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        return _executed(place, lambda: (spec.loader.exec_module(module), module)[1])  # type: ignore[union-attr]
+        _executed(place, functools.partial(spec.loader.exec_module, module))
+        return module
     if "" not in sys.path:
         sys.path.insert(0, "")
-    return _executed(place, lambda: importlib.import_module(place))
+    module = _executed(place, functools.partial(importlib.import_module, place))
+    assert isinstance(module, ModuleType)
+    return module
 
 
-def _executed(place: str, load: Any) -> ModuleType:
+def _executed(place: str, load: Callable[[], Any]) -> Any:
     try:
-        module: ModuleType = load()
+        return load()
     except ModuleNotFoundError as error:
         raise TargetError(f"{place} cannot be imported: {error}; is it installed, or in this folder?") from error
     except Exception as error:
         raise TargetError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
-    return module

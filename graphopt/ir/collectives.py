@@ -11,7 +11,7 @@ from graphopt.ir.program import Program
 from graphopt.ir.structural_hash import described
 
 _functional = torch.ops._c10d_functional
-_KINDS = {
+_KINDS: dict[object, str] = {
     _functional.all_gather_into_tensor.default: "all-gather",
     _functional.all_gather_into_tensor_coalesced.default: "all-gather",
     _functional.reduce_scatter_tensor.default: "reduce-scatter",
@@ -41,13 +41,19 @@ class Collective:
 
 def collective_of(node: fx.Node) -> Collective | None:
     """The collective that a node launches, or None."""
-    kind = _KINDS.get(node.target)  # type: ignore[arg-type]
-    if node.op != "call_function" or kind is None:
+    kind = _KINDS.get(node.target) if node.op == "call_function" else None
+    if kind is None:
         return None
-    values = node.meta["val"] if kind == "all-gather" else fx.map_arg(node.args[0], lambda n: n.meta["val"])
+    values = node.meta["val"] if kind == "all-gather" else [source.meta["val"] for source in sources_of(node)]
     values = [values] if isinstance(values, torch.Tensor) else values
     whole = sum(int(value.numel()) * value.element_size() for value in values)
     return Collective(node, kind, str(node.args[-1]), facts_of(node).phase, whole)
+
+
+def sources_of(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values a collective moves."""
+    given = node.args[0]
+    return [n for n in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(n, fx.Node)]
 
 
 def collectives_of(program: Program) -> list[Collective]:

@@ -14,8 +14,7 @@ def structural_hash(program: Program) -> str:
     """Digest of operators, arguments, order, roles, shapes, dtypes and phases; linear in the size of the program."""
     number = {node: index for index, node in enumerate(program.graph.nodes)}
     digest = hashlib.sha256()
-    for role in (*program.inputs, *program.outputs):
-        digest.update(f"{role}|{role.requires_grad};".encode())
+    digest.update(repr((program.inputs, program.outputs)).encode())
     for node in program.graph.nodes:
         arguments = _spelled((node.args, node.kwargs), number)
         digest.update(f"{node.op} {node.target if node.op == 'call_function' else ''} {arguments} ".encode())

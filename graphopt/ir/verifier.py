@@ -1,5 +1,6 @@
 """What is always true of a program, checked."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,10 +53,10 @@ def _check_roles(program: Program) -> None:
         raise VerificationError(f"{len(placeholders)} inputs have {len(program.inputs)} roles")
     if len(results) != len(program.outputs):
         raise VerificationError(f"{len(results)} outputs have {len(program.outputs)} roles")
-    for what, roles in (("input", program.inputs), ("output", program.outputs)):
-        if len(set(roles)) != len(roles):
-            twice = next(role for role in roles if roles.count(role) > 1)
-            raise VerificationError(f"two {what}s have the role '{twice}'")
+    for what, roles in (("input", Counter(program.inputs)), ("output", Counter(program.outputs))):
+        for role, count in roles.items():
+            if count > 1:
+                raise VerificationError(f"{count} {what}s have the role '{role}'")
     for role, node in zip(program.outputs, results, strict=True):
         if node is None and role.kind not in (OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT):
             raise VerificationError(f"output '{role}' has no value; only a gradient may be missing")

@@ -120,12 +120,10 @@ def _start_sum(packed: torch.Tensor, ranks: int, group: dist.ProcessGroup) -> Ca
 
     def finish(kept: torch.Tensor = packed) -> torch.Tensor:
         work.wait()
-        first, *others = received.view(ranks, -1)
-        if not others:
-            return first
-        total = first + others[0]
-        for other in others[1:]:
-            total += other
+        parts = received.view(ranks, -1)
+        total = parts[0] + parts[1]
+        for rank in range(2, ranks):
+            total += parts[rank]
         return total
 
     return finish

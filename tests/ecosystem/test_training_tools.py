@@ -28,7 +28,10 @@ def _pair(zero: Zero) -> tuple[nn.Module, nn.Module, dict[str, torch.Tensor]]:
 
 def _apart(model: nn.Module, eager: nn.Module, of: Callable[[torch.Tensor], torch.Tensor] = lambda p: p) -> float:
     """Relative difference of all parameters (or of what `of` takes from each) as one vector."""
-    pairs = [(whole(of(a)).double(), of(b).detach().double()) for a, b in zip(model.parameters(), eager.parameters(), strict=True)]
+    pairs = [
+        (whole(of(a)).double(), of(b).detach().double())
+        for a, b in zip(model.parameters(), eager.parameters(), strict=True)
+    ]
     return float((sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)).sqrt())
 
 
@@ -48,7 +51,10 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
     wide = [p for p in model.parameters() if p.dim() > 1]
-    return [{"params": wide, "weight_decay": 0.1}, {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]
+    return [
+        {"params": wide, "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
 
 
 def _optimize(rank: int, world: int, name: str) -> list[float]:
@@ -58,7 +64,9 @@ def _optimize(rank: int, world: int, name: str) -> list[float]:
         optimizers = [OPTIMIZERS[name](_groups(m)) for m in (model, eager)]  # made before the first call
         held = [id(p) for group in optimizers[0].param_groups for p in group["params"]]
         for _ in range(3):
-            for each, optimizer, data in zip((model, eager), optimizers, (LLAMA.part(batch, rank, world), batch), strict=True):
+            for each, optimizer, data in zip(
+                (model, eager), optimizers, (LLAMA.part(batch, rank, world), batch), strict=True
+            ):
                 each(**data).loss.backward()
                 torch.nn.utils.clip_grad_norm_(each.parameters(), 0.5)
                 optimizer.step()
@@ -208,7 +216,9 @@ def _several(rank: int, world: int) -> list[float]:
                 out = each(data)
                 assert out["name"] == "several" and out["again"] is out["parts"][1]
                 LOSSES[name](out).backward()
-            with_gradient = [(a, b) for a, b in zip(model.parameters(), eager.parameters(), strict=True) if b.grad is not None]
+            with_gradient = [
+                (a, b) for a, b in zip(model.parameters(), eager.parameters(), strict=True) if b.grad is not None
+            ]
             assert all(a.grad is not None for a, _ in with_gradient)
             distances += [float((whole(_grad(a)) - _grad(b)).norm() / _grad(b).norm()) for a, b in with_gradient]
     return distances

@@ -26,7 +26,9 @@ def test_the_source_is_a_module_of_two_functions() -> None:
     assert "# layers.0.0" in compilation.report.source
 
 
-@pytest.mark.parametrize("value", [1, 2.5, float("inf"), -float("inf"), None, True, "a'b", [1, (2,)], {"a": slice(1, None)}])
+@pytest.mark.parametrize(
+    "value", [1, 2.5, float("inf"), -float("inf"), None, True, "a'b", [1, (2,)], {"a": slice(1, None)}]
+)
 def test_literals_evaluate_to_their_values(value: Any) -> None:
     assert eval(literal(value)) == value
 

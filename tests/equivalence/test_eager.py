@@ -72,7 +72,9 @@ def test_all_stages_equal_eager_on_the_whole_batch(ranks, name: str, world: int)
         assert all(same_bits(a, b) == [] for a, b in zip(other, stages, strict=True))
 
 
-def _train_convnet(rank: int, world: int, statistics: str) -> tuple[Trained, dict[str, torch.Tensor], Trained, dict[str, torch.Tensor]]:
+def _train_convnet(
+    rank: int, world: int, statistics: str
+) -> tuple[Trained, dict[str, torch.Tensor], Trained, dict[str, torch.Tensor]]:
     model, batch = _built(CONVNET)
     part = CONVNET.part(batch, rank, world)
     graphopt.compile(model, Plan(zero=Zero(3, whole_below=64), batch_norm=statistics))

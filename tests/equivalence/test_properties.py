@@ -79,7 +79,9 @@ def _block(layer: Layer, width: int) -> nn.Module:
     elif layer.kind == "norm":
         block = nn.LayerNorm(width)
     else:
-        block = nn.Sequential(nn.Unflatten(1, (1, width)), nn.Conv1d(1, 1, 3, padding=1, bias=layer.bias), nn.Flatten(1))
+        block = nn.Sequential(
+            nn.Unflatten(1, (1, width)), nn.Conv1d(1, 1, 3, padding=1, bias=layer.bias), nn.Flatten(1)
+        )
     for parameter in block.parameters():
         parameter.requires_grad_(not layer.frozen)
     return block
@@ -134,7 +136,9 @@ def check(found: dict[str, Any], case: Case) -> None:
         if parameter.grad is not None:
             reference = references[name].grad
             assert reference is not None
-            allowed = FACTOR * float((parameter.grad.double() - reference).norm()) + FLOOR * (1 + float(reference.norm()))
+            allowed = FACTOR * float((parameter.grad.double() - reference).norm()) + FLOOR * (
+                1 + float(reference.norm())
+            )
             assert float((found[name].double() - reference).norm()) <= allowed, name
 
 

@@ -5,7 +5,22 @@ from graphopt.examples.tokens import Batches, train_tokenizer
 from graphopt.examples.train_language_model import arguments, train
 from tests.support.ranks import Ranks
 
-SMALL = "--steps 8 --batch 4 --sequence 32 --vocabulary 512 --hidden 64 --layers 2 --characters 60000".split()
+SMALL = [
+    "--steps",
+    "8",
+    "--batch",
+    "4",
+    "--sequence",
+    "32",
+    "--vocabulary",
+    "512",
+    "--hidden",
+    "64",
+    "--layers",
+    "2",
+    "--characters",
+    "60000",
+]
 
 
 def test_text_and_tokens_are_the_same_at_every_start() -> None:

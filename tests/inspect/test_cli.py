@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-FACTORY = '''
+FACTORY = """
 import torch
 from torch import nn
 
@@ -21,7 +20,7 @@ def broken():
 
 def nothing():
     return 3
-'''
+"""
 
 
 @pytest.fixture(scope="module")

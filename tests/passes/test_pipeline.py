@@ -95,7 +95,9 @@ class _WrongDtype(_Liar):
     value_dtype = torch.float64
 
 
-@pytest.mark.parametrize(("kind", "message"), [(_Liar, "says that it changed nothing"), (_WrongDtype, "after wrong_dtype.*is stated")])
+@pytest.mark.parametrize(
+    ("kind", "message"), [(_Liar, "says that it changed nothing"), (_WrongDtype, "after wrong_dtype.*is stated")]
+)
 def test_verification_names_the_pass_at_fault(kind: type[Pass], message: str) -> None:
     compilation, program = lowered("zero=0", world=1)
     context = PassContext(compilation.captured.fake_mode, {"dp": 1}, {})

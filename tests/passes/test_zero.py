@@ -65,8 +65,10 @@ def _event(node: fx.Node) -> str:
 
 
 def test_precision_casts_before_the_gather() -> None:
-    compilation, program = lowered("zero=3,zero.whole_below=0,precision=bf16")
+    _, program = lowered("zero=3,zero.whole_below=0,precision=bf16")
     half = [c.whole_bytes for c in collectives_of(program) if c.kind == "all-gather"]
     full = [c.whole_bytes for c in collectives_of(program) if c.kind == "reduce-scatter"]
     assert sum(half) == 2 * 3 * 512 and sum(full) == 3 * 1024
-    assert {str(node.meta["val"].dtype) for _, node in program.results_of(OutputKind.GRADIENT) if node} == {"torch.float32"}
+    assert {str(node.meta["val"].dtype) for _, node in program.results_of(OutputKind.GRADIENT) if node} == {
+        "torch.float32"
+    }

@@ -30,7 +30,9 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def train(model: nn.Module, batch: dict[str, Any], call: Callable[..., Any] | None = None, steps: int = STEPS) -> Trained:
+def train(
+    model: nn.Module, batch: dict[str, Any], call: Callable[..., Any] | None = None, steps: int = STEPS
+) -> Trained:
     """Train with AdamW on one batch; `call` is what is called in place of the model (a DDP around it)."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=EPSILON)
     losses = []
