@@ -254,7 +254,8 @@ def _plain_section(section: Any) -> Any:
     for spec in others:
         value = getattr(section, spec.name)
         if value != spec.default:
-            values[spec.name] = format_size(value) if spec.metadata == _BYTES else _plain(value)
+            text = format_size(value) if spec.metadata == _BYTES and value is not None else ""
+            values[spec.name] = text if text and not text.isdecimal() else _plain(value)
     return values if len(values) > 1 else values[main.name]
 
 

@@ -1,0 +1,89 @@
+"""Each private name of torch that is used still does what it is used for."""
+
+import copy
+import pickle
+
+import torch
+from torch import nn
+
+from graphopt import _torch
+
+
+def test_fake_tensors_have_shapes_and_no_bytes() -> None:
+    mode = _torch.new_fake_mode()
+    with mode:
+        value = torch.empty(1 << 40, 1 << 10)
+    assert value.shape == (1 << 40, 1 << 10)
+
+
+def test_tracing_records_autograd() -> None:
+    mode = _torch.new_fake_mode()
+    with mode:
+        value = torch.empty(3, requires_grad=True)
+
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        assert len(list(_torch.traced_graph().nodes)) >= 1
+        return torch.autograd.grad(torch.sin(x).sum(), x)[0]
+
+    module = _torch.trace(gradient, [value], mode)
+    assert torch.ops.aten.cos.default in {node.target for node in module.graph.nodes}
+
+
+def test_sequence_numbers_count_autograd_nodes() -> None:
+    x = torch.ones(2, requires_grad=True)
+    before = _torch.sequence_number()
+    y = torch.sin(x)
+    assert y.grad_fn is not None and y.grad_fn._sequence_nr() == before  # type: ignore[attr-defined]
+    assert _torch.sequence_number() == before + 1
+
+
+def test_reparametrization_lasts_for_the_context() -> None:
+    module = nn.Linear(2, 2, bias=False)
+    held = module.weight
+    with _torch.reparametrized(module, {"weight": torch.zeros(2, 2)}):
+        assert torch.equal(module(torch.ones(2)), torch.zeros(2))
+    assert module.weight is held
+
+
+def test_a_compiled_call_is_what_runs_and_is_not_copied() -> None:
+    module = nn.Linear(2, 2)
+    _torch.install_compiled_call(module, lambda x: "ran")
+    assert module(torch.ones(2)) == "ran" and _torch.compiled_call(module) is not None
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert _torch.compiled_call(twin) is None
+    _torch.install_compiled_call(module, None)
+    assert module(torch.ones(2)).shape == (2,)
+
+
+def test_versions_count_changes_in_place() -> None:
+    value = torch.zeros(2)
+    before = _torch.version_of(value)
+    value.add_(1)
+    assert _torch.version_of(value) == before + 1
+    assert _torch.version_of(_torch.local_tensor(value)) == before + 1
+
+
+def test_a_backward_pass_knows_whether_it_keeps_the_graph() -> None:
+    kept = []
+
+    class Asks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            kept.append(_torch.keeps_graph())
+            return gradient
+
+    y = Asks.apply(torch.ones(2, requires_grad=True)).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert kept == [True, False]
+
+
+def test_what_operators_do_besides_computing() -> None:
+    aten = torch.ops.aten
+    assert _torch.is_mutating(aten.add_.Tensor) and not _torch.is_mutating(aten.add.Tensor)
+    assert _torch.aliases_argument(aten.view.default) and not _torch.aliases_argument(aten.add.Tensor)
+    assert _torch.returns_nothing(aten._assert_scalar.default)
