@@ -8,7 +8,7 @@ from torch import fx
 
 from graphopt.ir.facts import Phase, facts_of
 from graphopt.ir.program import Program
-from graphopt.ir.structural_hash import described
+from graphopt.ir.values import byte_size, described
 
 _functional = torch.ops._c10d_functional
 _KINDS: dict[object, str] = {
@@ -44,10 +44,8 @@ def collective_of(node: fx.Node) -> Collective | None:
     kind = _KINDS.get(node.target) if node.op == "call_function" else None
     if kind is None:
         return None
-    values = node.meta["val"] if kind == "all-gather" else [source.meta["val"] for source in sources_of(node)]
-    values = [values] if isinstance(values, torch.Tensor) else values
-    whole = sum(int(value.numel()) * value.element_size() for value in values)
-    return Collective(node, kind, str(node.args[-1]), facts_of(node).phase, whole)
+    whole = node.meta["val"] if kind == "all-gather" else [source.meta["val"] for source in sources_of(node)]
+    return Collective(node, kind, str(node.args[-1]), facts_of(node).phase, byte_size(whole))
 
 
 def sources_of(node: fx.Node) -> list[fx.Node]:
@@ -63,8 +61,9 @@ def collectives_of(program: Program) -> list[Collective]:
 
 
 def collective_signature(program: Program) -> str:
-    """Digest of the kinds, axes, shapes and dtypes of all collectives in order: ranks must agree on it."""
+    """Digest of kinds, axes, ranks, sums, shapes and dtypes of all collectives in order: ranks must agree on it."""
     digest = hashlib.sha256()
     for collective in collectives_of(program):
-        digest.update(f"{collective.kind} {collective.axis} {described(collective.node.meta['val'])}\n".encode())
+        node = collective.node
+        digest.update(f"{collective.kind} {node.args[1:]} {described(node.meta['val'])}\n".encode())
     return digest.hexdigest()

@@ -10,12 +10,15 @@ from graphopt.ir.effects import is_view
 from graphopt.ir.program import Program
 
 _WAIT = torch.ops._c10d_functional.wait_tensor.default
+# Shares storage with its argument, though its schema does not say so.
+_UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 
 
 def storage_of(program: Program) -> dict[fx.Node, fx.Node]:
     """For each node, the node that allocated the storage its value lies in: a view's is that of what it views.
 
-    The items of a collective's result are storages of their own; waiting for one gives the same storage.
+    The items of a list are storages of their own, unless the list is one of views (split, unbind); waiting for a
+    collective gives the storage of what is waited for.
     """
     owner: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
@@ -23,12 +26,10 @@ def storage_of(program: Program) -> dict[fx.Node, fx.Node]:
         if source is None or node.op != "call_function":
             owner[node] = node
         elif node.target is operator.getitem:
-            owner[node] = node if isinstance(source.meta.get("val"), (list, tuple)) else owner[source]
-        elif node.target is _WAIT or is_view(node):
-            shares = node.target is _WAIT or _same_storage(source, node)
-            owner[node] = owner[source] if shares else node
+            is_own = isinstance(source.meta.get("val"), (list, tuple)) and owner[source] is source
+            owner[node] = node if is_own else owner[source]
         else:
-            owner[node] = node
+            owner[node] = owner[source] if _shares(source, node) else node
     return owner
 
 
@@ -65,13 +66,8 @@ def _allocator(node: fx.Node) -> fx.Node:
     return source if node.target is operator.getitem and isinstance(source, fx.Node) else node
 
 
-def _same_storage(source: fx.Node, node: fx.Node) -> bool:
-    """Some views copy when they must (reshape): compare the storages of the fake values where both are there."""
-    before, after = source.meta.get("val"), node.meta.get("val")
-    if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and _copies_if_needed(node):
-        return bool(before.is_contiguous())
-    return True
-
-
-def _copies_if_needed(node: fx.Node) -> bool:
-    return node.target in (torch.ops.aten.reshape.default, torch.ops.aten.contiguous.default)
+def _shares(source: fx.Node, node: fx.Node) -> bool:
+    """Whether a call's result lies in the storage of its first argument."""
+    if node.target in (torch.ops.aten.reshape.default, torch.ops.aten.contiguous.default):
+        return bool(source.meta["val"].is_contiguous())  # they copy when they must
+    return node.target in (_WAIT, _UNSAFE_VIEW) or is_view(node)

@@ -6,7 +6,7 @@ from torch import fx
 
 from graphopt.ir.facts import facts_of
 from graphopt.ir.program import Program
-from graphopt.ir.structural_hash import described
+from graphopt.ir.values import described
 
 
 def format_program(program: Program) -> str:

@@ -1,13 +1,14 @@
 """The verifier accepts what the passes make and refuses what is broken on purpose."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import fx
 
 from graphopt.errors import VerificationError
-from graphopt.ir import Input, InputKind, Output, OutputKind, Phase, Program, annotate
+from graphopt.ir import Input, InputKind, Level, Output, OutputKind, Phase, Program, annotate
 from graphopt.ir.collectives import collectives_of
 from graphopt.ir.structural_hash import structural_hash
 from graphopt.ir.verifier import verify
@@ -79,9 +80,60 @@ def lose_an_output(program: Program) -> None:
     program.set_results([None, *program.results[1:]], program.outputs)
 
 
+def wait_for_what_was_waited_for(program: Program) -> None:
+    _put_behind(_first(program, WAIT), WAIT)
+
+
+def wait_for_a_plain_value(program: Program) -> None:
+    _put_behind(_first(program, aten.tanh.default), WAIT)
+
+
+def read_a_list_of_transfers_whole(program: Program) -> None:
+    launched = collectives_of(program)[0].node
+    with program.graph.inserting_after(launched):
+        program.graph.call_function(aten.cat.default, (launched,)).meta["val"] = torch.empty(1)
+
+
+def state_a_list_for_a_tensor(program: Program) -> None:
+    node = _first(program, aten.tanh.default)
+    node.meta["val"] = [node.meta["val"]]
+
+
+def state_a_tensor_for_a_list(program: Program) -> None:
+    launched = collectives_of(program)[0].node
+    launched.meta["val"] = launched.meta["val"][0]
+
+
+def read_a_tangent_in_forward(program: Program) -> None:
+    ((_, tangent),) = program.nodes_of(InputKind.TANGENT)
+    _put_behind(_first(program, aten.tanh.default), aten.mul.Tensor, tangent)
+
+
+def return_a_backward_value_from_forward(program: Program) -> None:
+    late = next(n for n in program.compute_nodes(Phase.BACKWARD) if isinstance(n.meta["val"], torch.Tensor))
+    index = [role.kind for role in program.outputs].index(OutputKind.USER)
+    results = list(program.results)
+    results[index] = late
+    program.set_results(results, program.outputs)
+
+
+def lose_a_constant(program: Program) -> None:
+    program.inputs[-1] = Input(InputKind.CONSTANT, "gone")
+
+
+def _put_behind(node: fx.Node, target: Any, *others: fx.Node) -> None:
+    """Have every reader of `node` read ``target(node, *others)``, of the same shape."""
+    with node.graph.inserting_after(node):
+        made = node.graph.call_function(target, (node, *others))
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+
+
 MUTATIONS: list[Callable[[Program], None]] = [
     drop_a_wait, wait_twice, read_before_waiting, change_a_dtype, change_a_shape, read_backward_in_forward,
-    write_in_place, use_before_definition, lose_a_role, give_a_role_twice, lose_an_output,
+    write_in_place, use_before_definition, lose_a_role, give_a_role_twice, lose_an_output, wait_for_what_was_waited_for,
+    wait_for_a_plain_value, read_a_list_of_transfers_whole, state_a_list_for_a_tensor, state_a_tensor_for_a_list,
+    read_a_tangent_in_forward, return_a_backward_value_from_forward, lose_a_constant,
 ]  # fmt: skip
 
 
@@ -104,12 +156,23 @@ def test_broken_programs_are_refused(mutation: Callable[[Program], None]) -> Non
         verify(program, compilation.captured.fake_mode)
 
 
-def test_the_hash_does_not_depend_on_names_but_on_order() -> None:
-    first, second = (lowered("zero=3,zero.whole_below=0")[1] for _ in range(2))
-    assert structural_hash(first) == structural_hash(second)
-    launched = [c.node for c in collectives_of(second)]
-    launched[0].prepend(launched[1])
-    assert structural_hash(first) != structural_hash(second)
+def test_a_message_shows_ten_nodes_on_each_side() -> None:
+    compilation, program = lowered("zero=3,zero.whole_below=0")
+    nodes = list(program.graph.nodes)
+    at = next(i for i, n in enumerate(nodes) if n.target is aten.tanh.default)
+    change_a_dtype(program)
+    with pytest.raises(VerificationError) as caught:
+        verify(program, compilation.captured.fake_mode)
+    _, *shown = str(caught.value).splitlines()
+    assert [line[2:].split(":")[0] for line in shown] == [n.name for n in nodes[max(0, at - 10) : at + 11]]
+    assert [line[2:].split(":")[0] for line in shown if line.startswith(">")] == [nodes[at].name]
+
+
+def test_a_tangent_means_nothing_before_differentiation() -> None:
+    compilation, program = lowered("zero=0", world=1)
+    read_a_tangent_in_forward(program)
+    program.level = Level.FORWARD
+    verify(program, compilation.captured.fake_mode)
 
 
 def test_roles_print_as_words() -> None:
