@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from graphopt.passes.base import Pass, PassContext
 from graphopt.sizes import format_size, parse_size
 
 _ITEM = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+_BOOLS = {"true": True, "false": False}
+_EXAMPLES = {bool: "true or false", int: "a whole number, or a size such as 8MiB", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,12 @@ class Pipeline:
     ) -> list[PassRecord]:
         """Run all passes on `program`, in place.
 
-        verify: check the program, and what each pass says of its change, after every pass. Raises VerificationError
-        with the name of the pass. observer: called after each pass.
+        verify: check the program before the first pass and after every one, and that a pass which says it changed
+        nothing did not. Raises VerificationError with the name of the pass. observer: called after each pass.
         """
         self.check(program.level)
+        if verify:
+            _verify(program, context, "before the first pass")
         records = []
         for step in self.passes:
             record = _run(step, program, context, verify)
@@ -113,17 +118,22 @@ def _run(step: Pass, program: Program, context: PassContext, verify: bool) -> Pa
     changed = step.run(program, dataclasses.replace(context, statistics=statistics))
     seconds = time.perf_counter() - started
     if verify:
-        try:
-            verify_program(program, context.fake_mode)
-        except VerificationError as error:
-            raise VerificationError(f"after {format_pass(step)}: {error}") from error
+        _verify(program, context, f"after {format_pass(step)}")
         if not changed and structural_hash(program) != before:
             raise VerificationError(f"{step.name} says that it changed nothing, but the program is another")
     return PassRecord(step.name, format_pass(step), changed, seconds, statistics, count, len(program.graph.nodes))
 
 
+def _verify(program: Program, context: PassContext, when: str) -> None:
+    try:
+        verify_program(program, context.fake_mode)
+    except VerificationError as error:
+        raise VerificationError(f"{when}: {error}") from error
+
+
 def _make(kind: type[Pass], text: str) -> Pass:
-    fields = {spec.name: spec for spec in dataclasses.fields(kind.Options)}
+    fields = [spec.name for spec in dataclasses.fields(kind.Options)]
+    types_of = typing.get_type_hints(kind.Options)
     values: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = item.partition("=")
@@ -131,28 +141,32 @@ def _make(kind: type[Pass], text: str) -> Pass:
             raise PassError(f"{kind.name} has no option {name!r}; {nearest(name, fields)}")
         if not equals:
             raise PassError(f"{kind.name}: option {name!r} has no value; write {name}=value")
-        values[name] = _typed(kind.name, name, value, type(fields[name].default))
+        if name in values:
+            raise PassError(f"{kind.name} is given option {name!r} twice; say it once")
+        values[name] = _typed(kind.name, name, value.strip(), types_of[name])
     return kind(kind.Options(**values))
 
 
-def _typed(owner: str, name: str, text: str, wanted: type) -> Any:
-    if wanted is bool and text in ("true", "false"):
-        return text == "true"
-    if wanted is str:
-        return text
-    if wanted is int:
-        size = parse_size(text)
-        if size is not None:
-            return size
+def _typed(owner: str, name: str, text: str, wanted: Any) -> Any:
+    """The value that `text` stands for: a bool, a whole number or size, a float, text, or None where that may be."""
+    kinds = typing.get_args(wanted) or (wanted,)
+    if type(None) in kinds and text == "none":
+        return None
+    (kind,) = (kind for kind in kinds if kind is not type(None))
+    if kind is bool and text in _BOOLS:
+        return _BOOLS[text]
+    size = parse_size(text) if kind is int else None
+    if size is not None:
+        return size
     try:
-        if wanted is not bool:
-            return wanted(text)
+        if kind is not bool:
+            return kind(text)
     except ValueError:
         pass
-    raise PassError(f"{owner}: {name}={text} is not of type {wanted.__name__}")
+    raise PassError(f"{owner}: {name}={text} is not of type {kind.__name__}; write {name}={_EXAMPLES[kind]}")
 
 
 def _format(value: Any, name: str) -> str:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or value is None:
         return str(value).lower()
     return format_size(value) if isinstance(value, int) and name.endswith("bytes") else str(value)

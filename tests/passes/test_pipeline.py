@@ -1,9 +1,12 @@
 """Pipelines as text, their order, and what they catch."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from graphopt.errors import PassError, VerificationError
@@ -34,6 +37,7 @@ def test_a_pipeline_prints_what_parses_to_it(text: str) -> None:
         ("zero{stage=x}", "stage=x is not of type int"),
         ("zero{stage}", "has no value"),
         ("zero{stage=1", "cannot be read from"),
+        ("zero{stage=1,stage=2}", "option 'stage' twice"),
     ],
 )
 def test_text_that_is_no_pipeline(text: str, message: str) -> None:
@@ -67,6 +71,71 @@ def test_the_user_may_replace_the_pipeline() -> None:
     compilation, _ = lowered("zero=3,zero.whole_below=0,passes=differentiate,zero{stage=3}")
     assert [record.name for record in compilation.report.passes] == ["differentiate", "zero"]
     assert compilation.report.communication.calls["all-gather", "dp"] == 6
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    count: int = 1
+    limit: int | None = None
+    rate: float = 0.5
+    eager: bool = False
+    pattern: str = ""
+    frame_bytes: int = 1 << 20
+
+
+class _Typed(Pass):
+    """Has an option of every type there is."""
+
+    name = "typed"
+    level = Level.STEP
+    produces = Level.STEP
+    Options = _Options
+
+    def run(self, program: Program, context: PassContext) -> bool:
+        return False
+
+
+@given(
+    st.builds(
+        _Options,
+        count=st.integers(-5, 5),
+        limit=st.none() | st.integers(0, 9),
+        rate=st.floats(allow_nan=False),
+        eager=st.booleans(),
+        pattern=st.text("abz.*|=", max_size=4),
+        frame_bytes=st.integers(0, 1 << 42),
+    )
+)
+def test_options_of_every_type_survive_text(options: _Options) -> None:
+    text = str(Pipeline([_Typed(options), _Typed()]))
+    again = Pipeline.parse(text, {"typed": _Typed})
+    assert [step.options for step in again.passes] == [options, _Options()] and str(again) == text
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("count=1.5", "count=1.5 is not of type int; write count=a whole number, or a size such as 8MiB"),
+        ("limit=many", "limit=many is not of type int"),
+        ("rate=fast", "rate=fast is not of type float; write rate=a number"),
+        ("eager=yes", "eager=yes is not of type bool; write eager=true or false"),
+    ],
+)
+def test_a_value_of_another_type_is_told_what_would_do(option: str, message: str) -> None:
+    with pytest.raises(PassError, match=re.escape(message)):
+        Pipeline.parse(f"typed{{{option}}}", {"typed": _Typed})
+
+
+def test_sizes_are_whole_numbers() -> None:
+    (step,) = Pipeline.parse("typed{frame_bytes=1.5MiB,count=2KiB}", {"typed": _Typed}).passes
+    assert step.options == _Options(frame_bytes=3 << 19, count=2048)
+
+
+def test_a_program_that_was_broken_before_is_not_blamed_on_a_pass() -> None:
+    compilation, program = lowered("zero=0", world=1)
+    program.inputs.pop()
+    with pytest.raises(VerificationError, match=r"^before the first pass: "):
+        Pipeline([_Typed()]).run(program, PassContext(compilation.captured.fake_mode, {"dp": 1}, {}), verify=True)
 
 
 class _Liar(Pass):
