@@ -2,6 +2,7 @@
 
 import enum
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +12,13 @@ import typer
 from rich.console import Console
 from rich.syntax import Syntax
 
-from graphopt.driver import Compilation, lower
+from graphopt.driver import lower
 from graphopt.errors import GraphoptError
 from graphopt.inspect.recorder import Recorder
 from graphopt.inspect.target import load_target
+from graphopt.passes.pipeline import Observer
 from graphopt.plan import Plan
-from graphopt.report import communication_table, memory_table, passes_table
+from graphopt.report import Report, communication_table, memory_table, passes_table
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -41,7 +43,7 @@ def summary(
     target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
 ) -> None:
     """Passes, communication and memory."""
-    report = _compile(target, plan, world, evaluation)[0].report
+    report = _compile(target, plan, world, evaluation)
     _show(report.to_dict(), as_json, report)
 
 
@@ -50,7 +52,7 @@ def passes(
     target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
 ) -> None:
     """What each pass did, and how long it took."""
-    report = _compile(target, plan, world, evaluation)[0].report
+    report = _compile(target, plan, world, evaluation)
     _show(report.to_dict()["passes"], as_json, passes_table(report.passes))
 
 
@@ -59,7 +61,7 @@ def communication(
     target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
 ) -> None:
     """Calls and bytes of each collective in a step."""
-    found = _compile(target, plan, world, evaluation)[0].report.communication
+    found = _compile(target, plan, world, evaluation).communication
     _show(found.to_dict(), as_json, communication_table(found))
 
 
@@ -68,7 +70,7 @@ def memory(
     target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
 ) -> None:
     """Bytes by category on one rank, and the peak."""
-    found = _compile(target, plan, world, evaluation)[0].report.memory
+    found = _compile(target, plan, world, evaluation).memory
     _show(found.to_dict(), as_json, memory_table(found))
 
 
@@ -83,7 +85,7 @@ def graph(
     level: Annotated[GraphLevel, typer.Option(help="without --after: the last graph of this level")] = GraphLevel.STEP,
 ) -> None:
     """The graph after a pass."""
-    recorder = _compile(target, plan, world, evaluation)[1]
+    recorder = _record(target, plan, world, evaluation)
     name = after or recorder.last(level.value)
     text = recorder.after(name)
     _show({"after": name, "graph": text.splitlines()}, as_json, Syntax(text, "python", word_wrap=False))
@@ -99,7 +101,7 @@ def diff(
     evaluation: Evaluation = False,
 ) -> None:
     """What a pass changed."""
-    text = _compile(target, plan, world, evaluation)[1].difference(pass_name)
+    text = _record(target, plan, world, evaluation).difference(pass_name)
     _show({"pass": pass_name, "diff": text.splitlines()}, as_json, Syntax(text or "no change\n", "diff"))
 
 
@@ -108,11 +110,21 @@ def source(
     target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
 ) -> None:
     """The emitted Python."""
-    report = _compile(target, plan, world, evaluation)[0].report
+    report = _compile(target, plan, world, evaluation)
     _show({"path": str(report.source_path), "source": report.source}, as_json, Syntax(report.source, "python"))
 
 
-def _compile(target: str, plan_text: str, world: int | None, evaluation: bool) -> tuple[Compilation, Recorder]:
+def _record(target: str, plan_text: str, world: int | None, evaluation: bool) -> Recorder:
+    """The program after every pass, as text: only where it is asked for, for large models print slowly."""
+    recorder = Recorder()
+    report = _compile(target, plan_text, world, evaluation, recorder.observe)
+    recorder.keep_last(len(report.passes))
+    return recorder
+
+
+def _compile(
+    target: str, plan_text: str, world: int | None, evaluation: bool, observer: Observer | None = None
+) -> Report:
     plan = (
         Plan.load(plan_text) if Path(plan_text).suffix in (".yaml", ".yml", ".json", ".toml") else Plan.parse(plan_text)
     )
@@ -120,9 +132,8 @@ def _compile(target: str, plan_text: str, world: int | None, evaluation: bool) -
     resolved = plan.resolve(ranks)
     model, args, kwargs = load_target(target)
     model.train(not evaluation)
-    recorder = Recorder()
     with torch.set_grad_enabled(not evaluation):
-        return lower(model, args, kwargs, resolved, observer=recorder.observe), recorder
+        return lower(model, args, kwargs, resolved, observer=observer).report
 
 
 def _product(plan: Plan) -> int:
@@ -141,10 +152,18 @@ def _show(values: Any, as_json: bool, rendered: Any) -> None:
         Console().print(rendered)
 
 
+def _with_view(arguments: list[str]) -> list[str]:
+    """The summary is the view where a target stands in place of one."""
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    is_target = bool(arguments) and ":" in arguments[0] and arguments[0] not in names
+    return ["summary", *arguments] if is_target else arguments
+
+
 def main() -> None:
     """Run the command line; an error of the user's is one line and exit code 2."""
+    logging.getLogger("torch").setLevel(logging.CRITICAL)  # it logs what is about to be raised
     try:
-        app()
+        app(_with_view(sys.argv[1:]))
     except GraphoptError as error:
         print(f"graphopt-inspect: {error}", file=sys.stderr)
         sys.exit(2)

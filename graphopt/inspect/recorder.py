@@ -20,9 +20,17 @@ class Recorder:
         self._levels.append(program.level.value)
         self._texts.append(format_program(program))
 
+    def keep_last(self, passes: int) -> None:
+        """Forget all but the last `passes` of them: what came before was a compilation that was given up."""
+        for recorded in (self._names, self._levels, self._texts):
+            del recorded[: len(recorded) - passes]
+
     def last(self, level: str) -> str:
-        """The last pass that left a program of this level."""
-        return [name for name, found in zip(self._names, self._levels, strict=True) if found == level][-1]
+        """The last pass that left a program of this level. Raises PassError if there was none."""
+        found = [name for name, left in zip(self._names, self._levels, strict=True) if left == level]
+        if not found:
+            raise PassError(f"no pass leaves a program at level {level}; {nearest(level, sorted(set(self._levels)))}")
+        return found[-1]
 
     def after(self, name: str) -> str:
         """The program after the pass of that name. Raises PassError if there was none."""

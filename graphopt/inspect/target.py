@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,10 +34,16 @@ def load_target(target: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]
     try:
         made = factory()
     except Exception as error:
-        raise TargetError(f"{target} raised {type(error).__name__}: {error}") from error
+        raise TargetError(f"{target} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         raise TargetError(f"{target} returned a {type(made).__name__}; return (model, example_inputs)")
-    return made[0], *as_call(made[1])
+    model, (args, kwargs) = made[0], as_call(made[1])
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        takes = inspect.signature(model.forward)
+        raise TargetError(f"{target}: {type(model).__name__}.forward{takes} cannot be called: {error}") from error
+    return model, args, kwargs
 
 
 def _module(place: str) -> ModuleType:

@@ -20,6 +20,26 @@ def broken():
 
 def nothing():
     return 3
+
+def wordy():
+    raise ValueError("first\\nsecond")
+
+def misfit():
+    return nn.Linear(4, 4), {"nonsense": torch.empty(2, 4)}
+
+def narrow():
+    return nn.Linear(4, 4), (torch.empty(2, 5),)
+
+class TwoOutputs(nn.Module):
+    # The scalar, where a gradient is expected first, reaches no parameter: it is compiled a second time.
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+    def forward(self, x):
+        return x.sum(), self.linear(x)
+
+def two_outputs():
+    return TwoOutputs(), (torch.empty(4, 8),)
 """
 
 
@@ -52,6 +72,23 @@ def test_bytes_on_many_ranks(target: str) -> None:
     assert gathers == [pytest.approx((2 - 1 / 4) * whole * 255 / 256)]
 
 
+def test_a_target_alone_gives_the_summary(target: str) -> None:
+    given = [f"{target}:model", "--plan", "dp=4,zero=3", "--json"]
+    alone, named = (json.loads(_run(*view, *given).stdout) for view in ([], ["summary"]))
+    assert alone.keys() == named.keys() and alone["communication"] == named["communication"]
+
+
+def test_a_graph_is_that_of_the_compilation_that_counts(target: str) -> None:
+    """Of two compilations of one call, the second has the gradients."""
+    shown = _run("graph", f"{target}:two_outputs", "--after", "differentiate").stdout
+    assert "output (gradient linear.weight) = None" not in shown and "output (gradient linear.weight) = " in shown
+
+
+def test_a_view_that_does_not_exist_is_told_the_nearest(target: str) -> None:
+    found = _run("memry", f"{target}:model")
+    assert found.returncode == 2 and "memory" in found.stderr and "Traceback" not in found.stderr
+
+
 def test_a_difference_and_a_graph_in_between(target: str) -> None:
     changed = _run("diff", f"{target}:model", "schedule", "--plan", "dp=2,zero=3").stdout
     assert changed.startswith("--- before") and "all_gather" in changed
@@ -68,6 +105,10 @@ def test_a_difference_and_a_graph_in_between(target: str) -> None:
         (["memory", "no_such_module:model"], ["cannot be imported"]),
         (["memory", "{}:broken"], ["raised ValueError: no weights today"]),
         (["memory", "{}:nothing"], ["returned a int"]),
+        (["memory", "{}:wordy"], ["raised ValueError: first second"]),
+        (["memory", "{}:misfit"], ["Linear.forward", "missing a required argument: 'input'"]),
+        (["memory", "{}:narrow"], ["could not be captured", "reduction dim"]),
+        (["graph", "{}:model", "--level", "forward", "--plan", "passes=differentiate"], ["level forward", "step"]),
         (["memory", "{}:model", "--plan", "zero=9"], ["zero.stage=9", "3"]),
         (["memory", "{}:model", "--plan", "dp=3", "--world", "4"], ["dp=4"]),
         (["graph", "{}:model", "--after", "zerro", "--plan", "dp=2,zero=3"], ["'zerro'", "'zero'"]),
