@@ -164,7 +164,7 @@ def _most_gathered(rank: int, world: int, prefetch: int) -> list[int]:
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2])
 def test_no_more_is_gathered_at_a_time_than_the_plan_allows(ranks, prefetch: int) -> None:
-    """One bucket in use and `prefetch` on their way; gloo's threads may hold on to one that has arrived for a moment."""
+    """One bucket in use and `prefetch` on their way; gloo may hold on to one that has arrived for a moment."""
     parameters, buffers = ranks(2).run(_most_gathered, prefetch)[0]
     assert 0 < parameters <= LAYER_BYTES
     assert 0 < buffers <= (prefetch + 2) * LAYER_BYTES
