@@ -51,6 +51,8 @@ def _rank(rank: int, world: int, port: int, rivals: list[str], rounds: int, step
                 times[name].append(taken)
     if rank == 0:
         queue.put(_result(times, losses, missing))
+        queue.close()
+        queue.join_thread()  # the result is on its way before the process ends
     dist.barrier()
     os._exit(0)  # some rivals leave threads that outlive their group
 
