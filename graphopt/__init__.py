@@ -11,6 +11,7 @@ from graphopt.errors import (
     GraphoptError,
     PassError,
     PlanError,
+    RankLostError,
     RankMismatchError,
     VerificationError,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Precision",
+    "RankLostError",
     "RankMismatchError",
     "Report",
     "VerificationError",

@@ -61,7 +61,7 @@ def compile(
     whole = {} if mesh is None else distribute(model, layouts, mesh, in_place=resolved.zero.stage in (1, 2))
     if mesh is not None:
         accept_whole_state(model)
-    runtime = Runtime(slots(model), layouts, Collectives(groups), Resident(whole))
+    runtime = Runtime(slots(model), layouts, Collectives(groups, device), Resident(whole))
     rank = 0 if mesh is None else mesh.get_local_rank(resolved.data_parallel_axis)
     specialize = functools.partial(_specialize, model, resolved, runtime, rank, device)
     engine = Engine(model, resolved, runtime, mesh, specialize)

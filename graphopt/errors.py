@@ -23,3 +23,7 @@ class VerificationError(GraphoptError):
 
 class RankMismatchError(GraphoptError, RuntimeError):
     """Ranks of one group hold different plans, models or programs; raised on every rank before any step."""
+
+
+class RankLostError(GraphoptError):
+    """Another rank has ended, or is silent, while this one waits for it."""

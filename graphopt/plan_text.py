@@ -36,7 +36,7 @@ def parse_plan(text: str) -> dict[str, Any]:
             key = MAIN[name]
         part = values.setdefault(section, {}) if key else values
         if not isinstance(part, dict) or (key or section) in part:
-            raise PlanError(f"plan text gives {name} twice; say {section} once")
+            raise PlanError(f"plan text gives {name} twice; say {name if section == 'mesh' else section} once")
         part[key or section] = value
     return values
 

@@ -56,12 +56,31 @@ def test_files_hold_plans(plan: Plan, suffix: str, tmp_path_factory: pytest.Temp
         ("executor=pyton", ["pyton", "'python'"]),
         ("dynamic=bacth", ["bacth", "'batch'"]),
         ("zero", ["'zero'", "name=value"]),
+        ("zero=3,zero=1", ["zero twice"]),
+        ("zero=3,zero.stage=1", ["zero.stage twice", "say zero once"]),
+        ("dp=4,dp=2", ["dp twice", "say dp once"]),
+        ("zero.bucket_bytes=8MB", ["'8MB'", "8MiB"]),
+        ("zero.bucket_bytes=0", ["zero.bucket_bytes=0", "nearest valid choice is 1"]),
     ],
 )
 def test_a_plan_that_cannot_be_says_what_could(text: str, words: list[str]) -> None:
     with pytest.raises(PlanError) as caught:
         Plan.parse(text)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("size", [8 << 20, "8MiB", "8 MiB", "8192KiB", "8388608"])
+def test_sizes_are_bytes_or_text_wherever_a_plan_is_written(size: int | str, tmp_path: Path) -> None:
+    wanted = Plan(zero=Zero(3, bucket_bytes=8 << 20))
+    (tmp_path / "plan.yaml").write_text(f"zero:\n  bucket_bytes: {size}\n")
+    assert Plan.load(tmp_path / "plan.yaml") == wanted == Plan.parse(f"zero=3,zero.bucket_bytes={size}")
+    assert Plan(zero={"bucket_bytes": size}) == wanted == Plan(zero=Zero(bucket_bytes=size))
+
+
+def test_no_precision_and_a_reduction_in_another_dtype_can_be_written() -> None:
+    assert Plan.parse("precision=none") == Plan()
+    narrow = Plan(precision={"compute": "fp32", "reduce": "bf16"})
+    assert Plan.parse(str(narrow)) == narrow
 
 
 def test_an_unknown_axis_is_named() -> None:

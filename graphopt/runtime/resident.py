@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from graphopt._torch import local_tensor, version_of
-from graphopt.runtime.collectives import Collectives, Pending
+from graphopt.runtime.collectives import Collectives
+from graphopt.runtime.pending import Pending
 
 _Source = tuple[torch.Tensor, int, int]
 

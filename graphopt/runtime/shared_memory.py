@@ -1,0 +1,157 @@
+"""Collectives of ranks on one machine through memory that they share: one copy in, one copy or sum out.
+
+gloo moves the same bytes through sockets, in and out of the kernel.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from graphopt.runtime.channel import Channel
+from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, split_into, sum_in_order
+from graphopt.runtime.pending import Finish
+
+log = logging.getLogger("graphopt")
+_CONNECT_SECONDS = 60
+
+
+class SharedMemoryTransport:
+    """Collectives over a channel; tensors are on the CPU."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.ranks = channel.ranks
+        self.channel = channel
+
+    def all_gather(self, shards: Sequence[torch.Tensor], into: Sequence[torch.Tensor | None]) -> Finish:
+        shapes = [shard.shape for shard in shards]
+        elements, dtype = sum(shape.numel() for shape in shapes), shards[0].dtype
+        segment = self.channel.segment(elements * dtype.itemsize)
+        concatenated(shards, out=segment.view(elements, dtype))
+        exchange = _Exchange(self.channel, self.channel.post(segment, elements * dtype.itemsize))
+
+        def finish() -> list[torch.Tensor]:
+            with exchange as segments:
+                return gathered_from_ranks([each.view(elements, dtype) for each in segments], shapes, into)
+
+        return finish
+
+    def reduce_scatter(self, tensors: Sequence[torch.Tensor]) -> Finish:
+        shapes = [torch.Size((t.shape[0] // self.ranks, *t.shape[1:])) for t in tensors]
+        elements, dtype = sum(t.numel() for t in tensors), tensors[0].dtype
+        segment = self.channel.segment(elements * dtype.itemsize)
+        packed_by_rank(tensors, self.ranks, out=segment.view(elements, dtype).view(self.ranks, -1))
+        exchange = _Exchange(self.channel, self.channel.post(segment, elements * dtype.itemsize))
+        rank = self.channel.rank
+
+        def finish() -> list[torch.Tensor]:
+            with exchange as segments:
+                rows = [each.view(elements, dtype).view(self.ranks, -1)[rank] for each in segments]
+                return split_into(sum_in_order(rows), shapes)
+
+        return finish
+
+
+class _Exchange:
+    """What all ranks posted, inside the context; let go afterwards, and also if nobody ever waits for it."""
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        self._channel = channel
+        self._number = number
+        self._is_open = True
+
+    def __enter__(self) -> list[Any]:
+        return self._channel.read(self._number)
+
+    def __exit__(self, *_: object) -> None:
+        self._is_open = False
+        self._channel.done(self._number)
+
+    def __del__(self) -> None:
+        if self._is_open:
+            with contextlib.suppress(Exception):  # the others may have ended already
+                self._channel.done(self._number)
+
+
+def connect(group: dist.ProcessGroup) -> SharedMemoryTransport | None:
+    """A transport for a group whose ranks all run on this machine, or None; all ranks call this together."""
+    listener = _listen()
+    with listener or contextlib.nullcontext():
+        address = listener.getsockname() if listener else b""
+        places = _exchanged((_machine() if listener else None, address), group)
+        machines = {machine for machine, _ in places}
+        if len(machines) > 1 or None in machines:
+            log.info("collectives go through sockets: not all ranks share one machine's memory")
+            return None
+        rank, error = dist.get_rank(group), None
+        neighbours: dict[int, socket.socket] = {}
+        try:
+            assert listener is not None
+            neighbours = _connected(listener, rank, [address for _, address in places])
+        except OSError as caught:
+            error = str(caught)
+    errors = [each for each in _exchanged(error, group) if each is not None]
+    if errors:
+        log.warning("collectives go through sockets: sharing memory failed: %s", errors[0])
+        for neighbour in neighbours.values():
+            neighbour.close()
+        return None
+    return SharedMemoryTransport(Channel(rank, neighbours))
+
+
+def _exchanged(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    values = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def _machine() -> tuple[str, int]:
+    """Equal for processes that can reach each other by a local socket: one kernel, one network namespace."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read(), os.stat("/proc/self/ns/net").st_ino
+
+
+def _listen() -> socket.socket | None:
+    """A socket at an abstract address (Linux), which leaves no file behind."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f"\0graphopt-{secrets.token_hex(16)}")
+    listener.listen(1024)
+    return listener
+
+
+def _connected(listener: socket.socket, rank: int, addresses: list[bytes]) -> dict[int, socket.socket]:
+    """A socket to every other rank: connects to those below, and is called by those above."""
+    neighbours: dict[int, socket.socket] = {}
+    for other in range(rank):
+        caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        caller.settimeout(_CONNECT_SECONDS)
+        caller.connect(addresses[other])
+        caller.send(struct.pack("<Q", rank))
+        neighbours[other] = caller
+    listener.settimeout(_CONNECT_SECONDS)
+    while len(neighbours) < len(addresses) - 1:
+        called, _ = listener.accept()
+        called.settimeout(_CONNECT_SECONDS)
+        if _user_of(called) != os.getuid():
+            called.close()
+            continue
+        (other,) = struct.unpack("<Q", called.recv(8))
+        neighbours[other] = called
+    for neighbour in neighbours.values():
+        neighbour.setblocking(True)
+    return dict(sorted(neighbours.items()))
+
+
+def _user_of(connection: socket.socket) -> int:
+    """The user on the other side, as the kernel knows it."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])

@@ -1,0 +1,72 @@
+"""How the bytes of a collective travel: over a process group, whichever its backend."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from graphopt._torch import all_gather_single, reduce_scatter_single
+from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, split_into, sum_in_order
+from graphopt.runtime.pending import Finish
+
+
+class Transport(Protocol):
+    """Starts collectives over the ranks of one mesh axis; each function returned waits and gives the results.
+
+    Tensors of one call share dtype and device. Sources may go, but not change, before the wait.
+    """
+
+    ranks: int
+
+    def all_gather(self, shards: Sequence[torch.Tensor], into: Sequence[torch.Tensor | None]) -> Finish:
+        """[rows, ...] of each rank -> [ranks * rows, ...], in `into` where given."""
+        ...
+
+    def reduce_scatter(self, tensors: Sequence[torch.Tensor]) -> Finish:
+        """[ranks * rows, ...] -> this rank's [rows, ...], summed."""
+        ...
+
+
+class GroupTransport:
+    """The collectives of torch.distributed, launched asynchronously.
+
+    On the CPU gloo has no reduce-scatter of minimal cost (its own is an all-reduce a rank), so there one is an
+    all-to-all and a local sum, which also fixes the order of the sum.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        self.ranks = dist.get_world_size(group)
+        self._group = group
+        self._has_reduce_scatter = device.type != "cpu"
+
+    def all_gather(self, shards: Sequence[torch.Tensor], into: Sequence[torch.Tensor | None]) -> Finish:
+        shapes = [shard.shape for shard in shards]
+        flat = concatenated(shards)
+        alone = into[0] if len(shards) == 1 else None
+        gathered = flat.new_empty(self.ranks * flat.numel()) if alone is None else alone.view(-1)
+        work = all_gather_single(gathered, flat, group=self._group, async_op=True)
+
+        def finish(kept: torch.Tensor = flat) -> list[torch.Tensor]:
+            work.wait()
+            if len(shapes) == 1:
+                return [gathered.view(self.ranks * shapes[0][0], *shapes[0][1:])]
+            return gathered_from_ranks(gathered.view(self.ranks, -1).unbind(), shapes, into)
+
+        return finish
+
+    def reduce_scatter(self, tensors: Sequence[torch.Tensor]) -> Finish:
+        shapes = [torch.Size((t.shape[0] // self.ranks, *t.shape[1:])) for t in tensors]
+        packed = packed_by_rank(tensors, self.ranks)
+        if self._has_reduce_scatter:
+            total = packed.new_empty(packed.shape[1])
+            work = reduce_scatter_single(total, packed, group=self._group, async_op=True)
+        else:
+            total = torch.empty_like(packed)
+            work = dist.all_to_all_single(total, packed, group=self._group, async_op=True)
+
+        def finish(kept: torch.Tensor = packed) -> list[torch.Tensor]:
+            work.wait()
+            return split_into(total if total.dim() == 1 else sum_in_order(total.unbind()), shapes)
+
+        return finish
