@@ -61,7 +61,8 @@ def compile(
     whole = {} if mesh is None else distribute(model, layouts, mesh, in_place=resolved.zero.stage in (1, 2))
     if mesh is not None:
         accept_whole_state(model)
-    runtime = Runtime(slots(model), layouts, Collectives(groups, device), Resident(whole))
+    collectives = Collectives(groups, device, share_memory=resolved.transport == "auto")
+    runtime = Runtime(slots(model), layouts, collectives, Resident(whole))
     rank = 0 if mesh is None else mesh.get_local_rank(resolved.data_parallel_axis)
     specialize = functools.partial(_specialize, model, resolved, runtime, rank, device)
     engine = Engine(model, resolved, runtime, mesh, specialize)
@@ -140,6 +141,7 @@ def lower(
     *,
     layouts: Layouts | None = None,
     seeded: tuple[bool, ...] | None = None,
+    shared_axes: frozenset[str] = frozenset(),
     observer: Observer | None = None,
     registry: Mapping[str, type[Pass]] = REGISTRY,
 ) -> Compilation:
@@ -147,6 +149,7 @@ def lower(
 
     layouts: how the parameters lie already; by default as the plan would lay them.
     seeded: for each user output, whether a gradient arrives there; by default the scalar ones (a loss), or all.
+    shared_axes: mesh axes whose ranks exchange through shared memory, which decides what buffers they need.
     observer: called after each pass with its record and the program.
     registry: the passes that the plan's pipeline may name.
     """
@@ -162,7 +165,17 @@ def lower(
     records = pipeline.run(program, context, verify=plan.verify, observer=observer)
     seeded, missed = _reached(program, seeded)
     if missed:
-        return lower(model, args, kwargs, plan, layouts=layouts, seeded=missed, observer=observer, registry=registry)
+        return lower(
+            model,
+            args,
+            kwargs,
+            plan,
+            layouts=layouts,
+            seeded=missed,
+            shared_axes=shared_axes,
+            observer=observer,
+            registry=registry,
+        )
     halves = split(program)
     parts = {"forward": halves.forward} | ({"backward": halves.backward} if halves.backward else {})
     emitted = emit_functions(
@@ -174,7 +187,7 @@ def lower(
         passes=records,
         pipeline=str(pipeline),
         communication=communication(program, plan.mesh),
-        memory=memory(program),
+        memory=memory(program, plan.mesh, shared_axes),
         compile_seconds=time.perf_counter() - started,
         source=emitted.source,
         source_path=emitted.path,
@@ -271,7 +284,8 @@ def _specialize(
 ) -> Specialization:
     """Compile one call and bind it to this rank's runtime."""
     attributes = AttributeGuard(ModelState(model), model.forward)
-    compilation = lower(model, args, kwargs, plan, layouts=runtime.layouts, seeded=seeded)
+    shared_axes = runtime.collectives.shared_axes
+    compilation = lower(model, args, kwargs, plan, layouts=runtime.layouts, seeded=seeded, shared_axes=shared_axes)
     captured = compilation.captured
     attributes.forget_changed()
     shapes = ShapeGuard(captured)

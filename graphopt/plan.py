@@ -122,6 +122,8 @@ class Plan:
         ``"batch,sequence"``, or a mapping from argument names to dimensions.
     passes: a textual pipeline in place of the one that the plan implies.
     executor: what runs the emitted halves, ``"python"`` or ``"inductor"``.
+    transport: how ranks exchange: ``"auto"`` through shared memory where those of an axis run on one machine's CPU,
+        otherwise as ``"group"``, by the process group's own collectives.
     batch_norm: statistics over the rank's part of the batch (``"local"``) or over all of it (``"global"``).
     verify: check the program after every pass.
     Raises PlanError for what cannot be, naming field, value and the nearest valid choice.
@@ -133,6 +135,7 @@ class Plan:
     dynamic: str | Mapping[str, tuple[int, ...]] | None = None
     passes: str | None = None
     executor: str = "python"
+    transport: str = "auto"
     batch_norm: str = "local"
     verify: bool = False
 
@@ -145,6 +148,7 @@ class Plan:
         if self.passes is not None and not isinstance(self.passes, str):
             raise PlanError(f"passes={self.passes!r} is not text; write it as 'canonicalize,differentiate'")
         _require_choice("executor", self.executor, ("python", "inductor"))
+        _require_choice("transport", self.transport, ("auto", "group"))
         _require_choice("batch_norm", self.batch_norm, ("local", "global"))
         if not isinstance(self.verify, bool):
             raise PlanError(f"verify={self.verify!r} is not a truth value; say true or false")
@@ -159,6 +163,7 @@ class Plan:
             dynamic: str | Mapping[str, Sequence[int]] | None = None,
             passes: str | None = None,
             executor: str = "python",
+            transport: str = "auto",
             batch_norm: str = "local",
             verify: bool = False,
         ) -> None: ...

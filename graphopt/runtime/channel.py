@@ -20,7 +20,6 @@ from graphopt.errors import RankLostError, RankMismatchError
 
 _MESSAGE = struct.Struct("<BQQ")
 _PATIENCE_SECONDS = 30 * 60
-_ROUND_BYTES = 1 << 16
 
 
 class _Kind(IntEnum):
@@ -64,8 +63,8 @@ class Channel:
         for neighbour in self._sockets:
             while self._has_message(neighbour, 0):
                 self._receive(neighbour)
-        fitting = [s for s in self._own if not s.readers and size <= s.size <= max(2 * size, _ROUND_BYTES)]
-        return min(fitting, key=lambda s: s.size) if fitting else self._new_segment(size)
+        fitting = [s for s in self._own if not s.readers and size <= s.size <= 2 * size]
+        return min(fitting, key=lambda s: s.size) if fitting else self._new_segment(max(1, size))
 
     def post(self, segment: Segment, size: int) -> int:
         """Let the others read the first `size` bytes. Returns the number of the exchange, the same on all ranks."""
@@ -117,7 +116,6 @@ class Channel:
             neighbour.close()
 
     def _new_segment(self, size: int) -> Segment:
-        size = -(-size // _ROUND_BYTES) * _ROUND_BYTES
         file = os.memfd_create("graphopt")
         try:
             os.ftruncate(file, size)

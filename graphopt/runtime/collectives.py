@@ -11,17 +11,31 @@ import torch.distributed as dist
 
 from graphopt.runtime.packing import concatenated, split_into
 from graphopt.runtime.pending import Finish, Pending
-from graphopt.runtime.shared_memory import connect
+from graphopt.runtime.shared_memory import SharedMemoryTransport, connect
 from graphopt.runtime.transport import GroupTransport, Transport
 
 
 class Collectives:
     """The collectives of a program, by mesh axis. Tensors of one call share dtype and device."""
 
-    def __init__(self, groups: Mapping[str, dist.ProcessGroup], device: torch.device) -> None:
-        """device: where the tensors are. All ranks of each group call this together."""
+    def __init__(
+        self, groups: Mapping[str, dist.ProcessGroup], device: torch.device, *, share_memory: bool = True
+    ) -> None:
+        """All ranks of each group call this together.
+
+        device: where the tensors are. share_memory: whether ranks on one machine may exchange through its memory.
+        """
         self._groups = dict(groups)
-        self._transports = {axis: _transport(group, device) for axis, group in groups.items()}
+        may_share = share_memory and device.type == "cpu"
+        self._transports: dict[str, Transport] = {
+            axis: (connect(group) if may_share else None) or GroupTransport(group, device)
+            for axis, group in groups.items()
+        }
+
+    @property
+    def shared_axes(self) -> frozenset[str]:
+        """The axes whose ranks exchange through shared memory."""
+        return frozenset(axis for axis, each in self._transports.items() if isinstance(each, SharedMemoryTransport))
 
     def group_name(self, axis: str) -> str:
         """The name by which functional collectives know the group of `axis`."""
@@ -43,11 +57,6 @@ class Collectives:
     def all_reduce(self, tensors: Sequence[torch.Tensor], axis: str) -> Pending:
         """Start summing `tensors` over the ranks; results are whole."""
         return Pending(_start_all_reduce(tensors, self._transports[axis]))
-
-
-def _transport(group: dist.ProcessGroup, device: torch.device) -> Transport:
-    shared = connect(group) if device.type == "cpu" else None
-    return shared or GroupTransport(group, device)
 
 
 def _start_all_reduce(tensors: Sequence[torch.Tensor], transport: Transport) -> Finish:

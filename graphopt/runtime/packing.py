@@ -43,7 +43,13 @@ def split_into(flat: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.T
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def sum_in_order(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def summed_over_ranks(parts: Sequence[torch.Tensor], shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
+    """The sums of what the ranks sent for each tensor; parts: that of each rank, in one dimension."""
+    pieces = (split_into(part, shapes) for part in parts)
+    return [_sum_in_order(each) for each in zip(*pieces, strict=True)]
+
+
+def _sum_in_order(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """The sum as a new tensor, added up from the first to the last: the same parts give the same bits."""
     if len(parts) == 1:
         return parts[0].clone()

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from graphopt.runtime.channel import Channel
-from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, split_into, sum_in_order
+from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, summed_over_ranks
 from graphopt.runtime.pending import Finish
 
 log = logging.getLogger("graphopt")
@@ -54,7 +54,7 @@ class SharedMemoryTransport:
         def finish() -> list[torch.Tensor]:
             with exchange as segments:
                 rows = [each.view(elements, dtype).view(self.ranks, -1)[rank] for each in segments]
-                return split_into(sum_in_order(rows), shapes)
+                return summed_over_ranks(rows, shapes)
 
         return finish
 

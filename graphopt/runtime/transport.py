@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from graphopt._torch import all_gather_single, reduce_scatter_single
-from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, split_into, sum_in_order
+from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, split_into, summed_over_ranks
 from graphopt.runtime.pending import Finish
 
 
@@ -67,6 +67,6 @@ class GroupTransport:
 
         def finish(kept: torch.Tensor = packed) -> list[torch.Tensor]:
             work.wait()
-            return split_into(total if total.dim() == 1 else sum_in_order(total.unbind()), shapes)
+            return split_into(total, shapes) if total.dim() == 1 else summed_over_ranks(total.unbind(), shapes)
 
         return finish

@@ -3,6 +3,7 @@
 import gc
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphopt
 from graphopt.cost.communication import communication
-from graphopt.cost.memory import memory
+from graphopt.cost.memory import Memory, memory
 from graphopt.ir import OutputKind
 from tests.ir.built import Hand, functional
 from tests.support.programs import lowered
@@ -29,7 +30,7 @@ MATRIX = 16 * 16 * 4
 def test_model_state_by_category(stage: int, parameters: int, gathered: int) -> None:
     """In stages 1 and 2 the shard is a part of the gathered whole; in stage 3 two buckets are there at a time."""
     _, program = lowered(f"zero={stage},zero.whole_below=0,zero.bucket_bytes={MATRIX}")
-    found = memory(program).by_category
+    found = memory(program, {"dp": 2}).by_category
     assert found.get("parameters", 0) == parameters
     assert found.get("gathered", 0) == gathered
     assert found["gradients"] == 3 * MATRIX // (1 if stage == 0 else 2) + 4 * 16 * 4, "and that of the input"
@@ -37,7 +38,7 @@ def test_model_state_by_category(stage: int, parameters: int, gathered: int) -> 
 
 def test_the_peak_is_the_largest_of_the_timeline() -> None:
     _, program = lowered("zero=3,zero.whole_below=0")
-    found = memory(program)
+    found = memory(program, {"dp": 2})
     assert found.peak_bytes >= max(found.timeline) and len(found.timeline) == len(program.compute_nodes())
 
 
@@ -73,11 +74,12 @@ class _Live(TorchDispatchMode):
     def _see(self, value: Any) -> None:
         if isinstance(value, torch.Tensor) and not isinstance(value, DTensor) and value.untyped_storage().nbytes():
             storage = value.untyped_storage()
-            self.storages[storage.data_ptr()] = (weakref.ref(storage), storage.nbytes())
+            if storage.data_ptr() in self.storages or not _is_segment(storage.data_ptr()):
+                self.storages[storage.data_ptr()] = (weakref.ref(storage), storage.nbytes())
 
 
-def _most_alive(name: str, plan: str, rank: int, world: int) -> tuple[int, int]:
-    """The measured and the predicted peak of a third step; gradients are dropped before it."""
+def _most_alive(name: str, plan: str, rank: int, world: int) -> tuple[int, Memory]:
+    """The measured peak of a third step, and what was predicted; gradients are dropped before it."""
     torch.manual_seed(0)
     entry = ZOO[name]
     model: nn.Module = graphopt.compile(entry.build(), plan)
@@ -92,34 +94,60 @@ def _most_alive(name: str, plan: str, rank: int, world: int) -> tuple[int, int]:
     with _Live([*state, *model.buffers(), *inputs]) as live:
         output = model(**batch)
         loss_of(output).backward()
-    return live.most, graphopt.report(model).memory.peak_bytes
+    return live.most, graphopt.report(model).memory
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 def test_the_peak_is_what_a_run_on_one_rank_reaches(name: str) -> None:
     measured, predicted = _most_alive(name, "zero=0", 0, 1)
-    assert predicted == measured
+    assert predicted.peak_bytes == measured
 
 
-def _on_a_rank(rank: int, world: int, name: str, plan: str) -> tuple[int, int]:
-    return _most_alive(name, plan, rank, world)
+def _on_a_rank(rank: int, world: int, name: str, plan: str) -> tuple[int, int, Memory]:
+    """The peak of live storages, the bytes of shared segments of all ranks, and what was predicted."""
+    gc.collect()
+    before = _mapped_segments()
+    live, predicted = _most_alive(name, plan, rank, world)
+    return live, _mapped_segments() - before, predicted
 
 
-@pytest.mark.parametrize(
-    ("name", "plan"),
-    [
-        ("llama", "zero=1"),
-        ("llama", "zero=2,zero.bucket_bytes=65536"),
-        ("llama", "zero=3"),
-        ("llama", "zero=3,zero.prefetch=0,zero.bucket_bytes=65536"),
-        ("llama", "zero=3,zero.prefetch=2,zero.bucket_bytes=65536"),
-        ("llama", "zero=3,precision=bf16"),
-        ("gpt2", "zero=3"),
-    ],
-)
+def _is_segment(address: int) -> bool:
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:graphopt" in line]
+    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+    return any(start <= address < end for start, end in ranges)
+
+
+def _mapped_segments() -> int:
+    """Bytes of shared memory that this process has mapped, by the kernel's account."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    starts = [index for index, line in enumerate(lines) if "memfd:graphopt" in line]
+    return sum(1024 * int(lines[index + 1].split()[1]) for index in starts)
+
+
+SLACK = 1 << 16  # segments are mapped in whole pages
+PLANS = [
+    ("llama", "zero=0"),
+    ("llama", "zero=1"),
+    ("llama", "zero=2,zero.bucket_bytes=65536"),
+    ("llama", "zero=3"),
+    ("llama", "zero=3,zero.prefetch=0,zero.bucket_bytes=65536"),
+    ("llama", "zero=3,zero.prefetch=2,zero.bucket_bytes=65536"),
+    ("llama", "zero=3,precision=bf16"),
+    ("gpt2", "zero=3"),
+]
+
+
+@pytest.mark.parametrize(("name", "plan"), PLANS)
 def test_the_peak_is_what_a_run_on_two_ranks_reaches(ranks, name: str, plan: str) -> None:
-    for measured, predicted in ranks(2).run(_on_a_rank, name, f"{plan},zero.whole_below=0"):
-        assert predicted == measured
+    for live, segments, predicted in ranks(2).run(_on_a_rank, name, f"{plan},zero.whole_below=0,transport=group"):
+        assert (live, segments) == (predicted.peak_bytes, 0)
+
+
+@pytest.mark.parametrize(("name", "plan"), PLANS)
+def test_the_peak_through_shared_memory(ranks, name: str, plan: str) -> None:
+    for live, segments, predicted in ranks(2).run(_on_a_rank, name, f"{plan},zero.whole_below=0"):
+        assert live == predicted.peak_bytes - predicted.by_category["segments"]
+        assert 0 < segments <= 2 * (predicted.by_category["segments"] + SLACK)
 
 
 def test_several_tensors_travel_packed_and_one_does_not() -> None:
@@ -128,7 +156,7 @@ def test_several_tensors_travel_packed_and_one_does_not() -> None:
     shards = [hand.input(2, 3), hand.input(2, 3)]
     launched = hand.call(functional.all_gather_into_tensor_coalesced.default, shards, 4, "dp")
     waited = [hand.waited(launched, index) for index in range(2)]
-    found = memory(hand.program(hand.call(torch.ops.aten.add.Tensor, *waited)))
+    found = memory(hand.program(hand.call(torch.ops.aten.add.Tensor, *waited)), {"dp": 4})
     assert found.by_category == {"batch": 48, "communication": 240, "gathered": 192, "temporaries": 96}
     # launch, item, wait (which unpacks both), item, wait, sum (which then drops them)
     assert found.timeline == [288, 288, 240, 240, 240, 144]
@@ -137,12 +165,12 @@ def test_several_tensors_travel_packed_and_one_does_not() -> None:
     hand = Hand()
     alone = hand.input(2, 3)
     launched = hand.call(functional.all_gather_into_tensor_coalesced.default, [alone], 4, "dp")
-    assert memory(hand.program(hand.waited(launched, 0))).by_category == {"batch": 24, "gathered": 96}
+    assert memory(hand.program(hand.waited(launched, 0)), {"dp": 4}).by_category == {"batch": 24, "gathered": 96}
 
 
 def test_what_is_resident_is_there_from_the_start() -> None:
     _, program = lowered("zero=1,zero.whole_below=0")
-    found = memory(program)
+    found = memory(program, {"dp": 2})
     assert found.timeline[0] >= 3 * MATRIX and found.timeline[-1] >= 3 * MATRIX
 
 
@@ -150,4 +178,4 @@ def test_gradients_live_to_the_end() -> None:
     _, program = lowered("zero=0", world=1)
     gradients = [node for _, node in program.results_of(OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT)]
     assert len(gradients) == 4
-    assert memory(program).timeline[-1] == 3 * MATRIX + 2 * 4 * 16 * 4 + 4 + 4 + 3 * MATRIX, "state, x, tangent, loss"
+    assert memory(program, {"dp": 1}).timeline[-1] == 3 * MATRIX + 2 * 4 * 16 * 4 + 4 + 4 + 3 * MATRIX, "state, x, tangent, loss"

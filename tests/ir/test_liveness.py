@@ -73,7 +73,7 @@ def test_bytes_alive_are_those_of_a_run_that_frees_after_the_last_use(data: st.D
         during.append(storage_bytes(values))
         read = {s for n in calls[index + 1 :] for s in n.all_input_nodes} | set(program.output_node.all_input_nodes)
         after.append(storage_bytes({n: v for n, v in values.items() if n in read or n.op == "placeholder"}))
-    found = memory(program)
+    found = memory(program, {"dp": 2})
     assert found.timeline == after
     assert found.peak_bytes == max(during)
 

@@ -1,0 +1,135 @@
+"""What collectives need beside their results, and when those get their bytes: as the runtime's transports work.
+
+Through a process group several tensors travel packed, in one buffer that leaves and one that arrives. Through shared
+memory each rank writes a segment that the others read, and segments are kept for the next exchange.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from graphopt.ir import Program
+from graphopt.ir.collectives import Collective, collective_of, collectives_of, sources_of
+from graphopt.ir.liveness import Interval, intervals
+from graphopt.ir.values import byte_size
+
+
+@dataclass(frozen=True)
+class Life:
+    """Bytes alive from position `first` of the graph through `last`; None: to the end."""
+
+    category: str
+    size: int
+    first: int
+    last: int | None
+
+
+class Transfers:
+    """The collectives of a program. mesh: axis -> ranks; shared_axes: those that exchange through shared memory."""
+
+    def __init__(self, program: Program, mesh: Mapping[str, int], shared_axes: frozenset[str]) -> None:
+        self._position = {node: index for index, node in enumerate(program.graph.nodes)}
+        self._collectives = collectives_of(program)
+        self._mesh = mesh
+        self._shared_axes = shared_axes
+        self._ends: dict[fx.Node, list[int | None]] = {}
+        for interval in intervals(program):
+            self._ends.setdefault(_launch_of(interval.owner), []).append(interval.last)
+
+    def life_of(self, interval: Interval) -> tuple[int, int | None]:
+        """First and last position of a storage; a collective's result may get it as late as it is waited for."""
+        collective = collective_of(_launch_of(interval.owner))
+        if collective is None or (self._lands_in_place(collective)):
+            return interval.first, interval.last
+        last = interval.last
+        if collective.kind == "all-reduce":  # its results are views of one tensor
+            ends = self._ends[collective.node]
+            last = None if None in ends else max(end for end in ends if end is not None)
+        return self._wait(collective), last
+
+    def buffers(self) -> Iterator[Life]:
+        """What collectives hold beside their results."""
+        for collective in self._collectives:
+            if collective.axis not in self._shared_axes:
+                yield from self._packed(collective)
+            elif collective.kind == "all-reduce" and self._is_copied(collective):
+                launch = self._position[collective.node]
+                yield Life("communication", collective.whole_bytes, launch, launch)
+        for axis in self._shared_axes:
+            yield from self._segments([c for c in self._collectives if c.axis == axis], self._mesh[axis])
+
+    def _packed(self, collective: Collective) -> Iterator[Life]:
+        """Buffers from launch to wait. One tensor to be summed is itself held on to.
+
+        On the CPU a sum is an exchange all to all, which arrives in as much as left.
+        """
+        if self._lands_in_place(collective):
+            return
+        launch, wait = self._position[collective.node], self._wait(collective)
+        leaving = _source_bytes(collective)
+        yield Life("communication", leaving, launch if self._is_copied(collective) else launch + 1, wait)
+        if collective.kind == "all-gather" or sources_of(collective.node)[0].meta["val"].device.type == "cpu":
+            yield Life("communication", collective.whole_bytes, launch, wait)
+        if collective.kind == "all-reduce":  # what this rank has summed, before all ranks gather it
+            yield Life("communication", -(-leaving // self._mesh[collective.axis]), wait, wait)
+
+    def _segments(self, collectives: list[Collective], ranks: int) -> Iterator[Life]:
+        """Shared segments: each launch takes one that is free or a new one, which is kept.
+
+        When a rank has waited for an exchange, the others have started it, so they are done with all that they wait
+        for before they start it: from then on its segments are surely free. Two steps show how many are needed.
+        """
+        length = len(self._position)
+        spans = [
+            (self._position[c.node] + step * length, self._wait(c) + step * length, c)
+            for step in (0, 1)
+            for c in collectives
+        ]
+        free: list[int] = []
+        in_use: list[tuple[int, int]] = []
+        for launch, wait, collective in spans:
+            surely_free = min((w for start, w, _ in spans if start > wait), default=2 * length)
+            free += [size for until, size in in_use if until < launch]
+            in_use = [(until, size) for until, size in in_use if until >= launch]
+            for needed in _segment_sizes(collective, ranks):
+                size = min((size for size in free if needed <= size <= 2 * needed), default=0)
+                if size:
+                    free.remove(size)
+                else:
+                    size = needed
+                    yield Life("segments", size, 0, None)
+                in_use.append((surely_free, size))
+
+    def _lands_in_place(self, collective: Collective) -> bool:
+        """Through a group, one tensor is gathered straight into its result."""
+        alone = collective.kind == "all-gather" and len(sources_of(collective.node)) == 1
+        return alone and collective.axis not in self._shared_axes
+
+    def _is_copied(self, collective: Collective) -> bool:
+        """Whether what leaves is a copy: several tensors are, and one that is padded to equal shares."""
+        ranks = self._mesh[collective.axis]
+        elements = sum(source.meta["val"].numel() for source in sources_of(collective.node))
+        return len(sources_of(collective.node)) > 1 or (collective.kind == "all-reduce" and elements % ranks != 0)
+
+    def _wait(self, collective: Collective) -> int:
+        """Where a collective is first waited for."""
+        node = collective.node
+        items = list(node.users) if isinstance(node.meta["val"], (list, tuple)) else [node]
+        return min(self._position[wait] for item in items for wait in item.users)
+
+
+def _launch_of(owner: fx.Node) -> fx.Node:
+    """The call whose result, or whose item, `owner` is."""
+    source = owner.args[0] if owner.args else None
+    return source if isinstance(source, fx.Node) and collective_of(source) is not None else owner
+
+
+def _source_bytes(collective: Collective) -> int:
+    return byte_size([source.meta["val"] for source in sources_of(collective.node)])
+
+
+def _segment_sizes(collective: Collective, ranks: int) -> list[int]:
+    """An all-reduce gathers, in a second segment, what each rank has summed."""
+    size = _source_bytes(collective)
+    return [size, -(-size // ranks)] if collective.kind == "all-reduce" else [size]
