@@ -21,12 +21,12 @@ from graphopt.emit.executor import emit_functions
 from graphopt.emit.module import EmittedFunction
 from graphopt.emit.split import Halves, split
 from graphopt.engine import Engine, Specialization
-from graphopt.errors import GraphoptError
-from graphopt.ir import OutputKind, ParameterLayout, Program
+from graphopt.errors import GraphoptError, PassError
+from graphopt.ir import Level, OutputKind, ParameterLayout, Program
 from graphopt.ir.collectives import collective_signature
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
-from graphopt.passes.pipeline import Observer, Pipeline
+from graphopt.passes.pipeline import Observer, PassRecord, Pipeline
 from graphopt.plan import Plan
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree
@@ -53,6 +53,7 @@ def compile(
     if compiled_call(model) is not None:
         raise GraphoptError(f"this {type(model).__name__} is compiled already; compile a fresh one for another plan")
     resolved = as_plan(plan).resolve(world_size())
+    planned_pipeline(resolved)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     mesh = device_mesh(resolved, device)
     layouts = choose_layouts(model, resolved)
@@ -116,6 +117,14 @@ def pipeline_text(plan: Plan) -> str:
     return ",".join(steps)
 
 
+def planned_pipeline(plan: Plan, registry: Mapping[str, type[Pass]] = REGISTRY) -> Pipeline:
+    """The passes of a resolved plan. Raises PassError if they cannot run, or do not lead to a step program."""
+    pipeline = Pipeline.parse(pipeline_text(plan), registry)
+    if pipeline.check(Level.FORWARD) is not Level.STEP:
+        raise PassError(f"the pipeline {str(pipeline)!r} leaves a program without gradients; add differentiate to it")
+    return pipeline
+
+
 def _zero_text(plan: Plan) -> str:
     kept = plan.zero.keep_gathered
     patterns = "*" if kept is True else "|".join(kept or ())
@@ -150,18 +159,20 @@ def lower(
     layouts: how the parameters lie already; by default as the plan would lay them.
     seeded: for each user output, whether a gradient arrives there; by default the scalar ones (a loss), or all.
     shared_axes: mesh axes whose ranks exchange through shared memory, which decides what buffers they need.
-    observer: called after each pass with its record and the program.
+    observer: called after capture and after each pass with a record and the program.
     registry: the passes that the plan's pipeline may name.
     """
     started = time.perf_counter()
+    pipeline = planned_pipeline(plan, registry)
     layouts = choose_layouts(model, plan) if layouts is None else layouts
     captured = _capture(model, args, kwargs, plan)
     program = captured.program
+    if observer is not None:
+        observer(PassRecord.of_capture(program, time.perf_counter() - started), program)
     if seeded is None:
         seeded = _likely_seeded(program)
     context = _context(captured, plan, layouts, seeded)
     forward_graph = program.module
-    pipeline = Pipeline.parse(pipeline_text(plan), registry)
     records = pipeline.run(program, context, verify=plan.verify, observer=observer)
     seeded, missed = _reached(program, seeded)
     if missed:

@@ -3,13 +3,16 @@
 import re
 
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)")
 
 
 def parse_size(text: str) -> int | None:
     """Bytes that `text` says, without a unit or with one of B, KiB, MiB, GiB, TiB; None if it is no size."""
-    match = _SIZE.fullmatch(text.strip())
-    return round(float(match[1]) * _UNITS[match[2] or "B"]) if match else None
+    text = text.strip()
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        return int(text) if text.isdecimal() else None
+    return round(float(match[1]) * _UNITS[match[2]])
 
 
 def format_size(size: int) -> str:

@@ -33,8 +33,13 @@ class PassRecord:
     nodes_before: int
     nodes_after: int
 
+    @classmethod
+    def of_capture(cls, program: Program, seconds: float) -> "PassRecord":
+        """What stands for the capture, in front of the first pass."""
+        return cls("capture", "capture", True, seconds, {}, 0, len(program.graph.nodes))
 
-Observer = Callable[[PassRecord, Program], None]
+
+Observer = Callable[[PassRecord, Program], None]  # called after each pass
 
 
 class Pipeline:
@@ -62,8 +67,11 @@ class Pipeline:
             at = match.end()
         return cls(passes)
 
-    def check(self, level: Level) -> None:
-        """Raises PassError if the passes cannot run in this order on a program of `level`."""
+    def check(self, level: Level) -> Level:
+        """The level that the passes leave.
+
+        Raises PassError if they cannot run in this order on a program of `level`.
+        """
         done: list[str] = []
         for step in self.passes:
             missing = step.requires - set(done)
@@ -78,14 +86,15 @@ class Pipeline:
                 )
             level = step.produces
             done.append(step.name)
+        return level
 
     def run(
         self, program: Program, context: PassContext, *, verify: bool = False, observer: Observer | None = None
     ) -> list[PassRecord]:
         """Run all passes on `program`, in place.
 
-        verify: check the program before the first pass and after every one, and that a pass which says it changed
-        nothing did not. Raises VerificationError with the name of the pass. observer: called after each pass.
+        verify: check the program before the first pass and after every one, and that it changed if and only if the
+        pass says so. Raises VerificationError with the name of the pass. observer: called after each pass.
         """
         self.check(program.level)
         if verify:
@@ -119,8 +128,10 @@ def _run(step: Pass, program: Program, context: PassContext, verify: bool) -> Pa
     seconds = time.perf_counter() - started
     if verify:
         _verify(program, context, f"after {format_pass(step)}")
-        if not changed and structural_hash(program) != before:
-            raise VerificationError(f"{step.name} says that it changed nothing, but the program is another")
+        is_same = structural_hash(program) == before
+        if changed is is_same:
+            said, found = ("something", "as it was") if changed else ("nothing", "another")
+            raise VerificationError(f"{step.name} says that it changed {said}, but the program is {found}")
     return PassRecord(step.name, format_pass(step), changed, seconds, statistics, count, len(program.graph.nodes))
 
 

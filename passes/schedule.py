@@ -32,13 +32,14 @@ class Schedule(Pass):
     requires = frozenset({"zero"})
 
     def run(self, program: Program, context: PassContext) -> bool:
-        moved = 0
+        before = list(program.graph.nodes)
+        launched = awaited = 0
         for phase in Phase:
             nodes = program.compute_nodes(phase)
-            moved += self._launch_ahead([n for n in nodes if n.target is GATHER])
-            moved += self._wait_behind([n for n in nodes if n.target in REDUCTIONS], program.output_node)
-        context.statistics.update(moved=moved)
-        return moved > 0
+            launched += self._launch_ahead([n for n in nodes if n.target is GATHER])
+            awaited += self._wait_behind([n for n in nodes if n.target in REDUCTIONS], program.output_node)
+        context.statistics.update(launched_ahead=launched, waited_behind=awaited)
+        return list(program.graph.nodes) != before
 
     def _launch_ahead(self, gathers: list[fx.Node]) -> int:
         """Launch each gather before the wait for the one `prefetch` places ahead of it."""

@@ -1,9 +1,12 @@
 """nn.Module and example inputs -> forward graph, with no device memory and no real parameter."""
 
+import contextlib
+import io
 import re
+import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +90,7 @@ def capture(
     examples = tuple(_as_computed(tensor, compute_dtype) for tensor in tensors)
     state = _fake_state(model, fake_mode, compute_dtype)
     try:
-        with warnings.catch_warnings(), tracing_with(fake_mode), reparametrized(model, state):
+        with warnings.catch_warnings(), _one_error(), tracing_with(fake_mode), reparametrized(model, state):
             warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own use of its tree specs
             exported = torch.export.export(
                 flat, examples, strict=False, dynamic_shapes=_dynamic_shapes(names, tensors, dynamic)
@@ -97,6 +100,21 @@ def capture(
     program = _with_roles(exported, names, model)
     _state_facts(program.graph, model)
     return Capture(program, fake_mode, templates[-1], names)
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Where export fails torch prints the graph so far, once for each of its wrappers; the error says enough."""
+    said = io.StringIO()
+    partial = "\0"
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except Exception as error:
+        partial = f"{getattr(error, 'partial_fx_graph', partial)}\n"
+        raise
+    finally:
+        sys.stderr.write(said.getvalue().replace(partial, ""))
 
 
 def _as_computed(tensor: torch.Tensor, compute_dtype: torch.dtype | None) -> torch.Tensor:

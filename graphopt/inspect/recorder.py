@@ -8,7 +8,7 @@ from graphopt.passes.pipeline import PassRecord
 
 
 class Recorder:
-    """An observer of a pipeline that prints the program after every pass."""
+    """An observer of a compilation that prints the program after capture and after every pass."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -21,23 +21,20 @@ class Recorder:
         self._texts.append(format_program(program))
 
     def keep_last(self, passes: int) -> None:
-        """Forget all but the last `passes` of them: what came before was a compilation that was given up."""
+        """Forget all but the last capture and `passes` after it: a compilation that was given up came before."""
         for recorded in (self._names, self._levels, self._texts):
-            del recorded[: len(recorded) - passes]
+            del recorded[: len(recorded) - passes - 1]
 
     def last(self, level: str) -> str:
-        """The last pass that left a program of this level. Raises PassError if there was none."""
-        found = [name for name, left in zip(self._names, self._levels, strict=True) if left == level]
-        if not found:
-            raise PassError(f"no pass leaves a program at level {level}; {nearest(level, sorted(set(self._levels)))}")
-        return found[-1]
+        """The last pass (or the capture) that left a program of this level."""
+        return [name for name, left in zip(self._names, self._levels, strict=True) if left == level][-1]
 
     def after(self, name: str) -> str:
         """The program after the pass of that name. Raises PassError if there was none."""
         return self._texts[self._index(name)]
 
     def difference(self, name: str) -> str:
-        """What the pass of that name changed, as a unified diff; the whole program, for the first pass."""
+        """What the pass of that name changed, as a unified diff; the whole program, for the capture."""
         index = self._index(name)
         return diff(self._texts[index - 1] if index else "", self._texts[index])
 

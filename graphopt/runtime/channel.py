@@ -146,7 +146,8 @@ class Channel:
             return
         if not data:
             raise RankLostError(f"rank {neighbour} has ended; its own output says why")
-        self._take(neighbour, *_MESSAGE.unpack(data), [array("i", raw)[0] for _, _, raw in files])
+        kind, number, size = _MESSAGE.unpack(data)
+        self._take(neighbour, kind, number, size, [array("i", raw)[0] for _, _, raw in files])
 
     def _take(self, neighbour: int, kind: int, number: int, size: int, files: list[int]) -> None:
         if kind == _Kind.SEGMENT:

@@ -7,8 +7,8 @@ import torch
 from graphopt._torch import local_tensor
 from graphopt.ir import Input, InputKind, ParameterLayout
 from graphopt.runtime.collectives import Collectives
-from graphopt.runtime.pending import Pending
 from graphopt.runtime.parameters import Slot, padded_shard
+from graphopt.runtime.pending import Pending
 from graphopt.runtime.resident import Resident
 
 

@@ -98,12 +98,13 @@ class _Decides(nn.Module):
         return -x
 
 
-def test_control_flow_on_values_names_the_line() -> None:
+def test_control_flow_on_values_names_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     model = graphopt.compile(_Decides())
     with pytest.raises(CaptureError) as caught:
         model(torch.ones(3))
     text = str(caught.value)
     assert __file__ in text and "if x.sum() > 0" in text and "torch.where" in text
+    assert "def forward" not in capsys.readouterr().err, "torch prints the graph that it had so far"
 
 
 def test_a_cached_output_is_rebuilt() -> None:

@@ -3,7 +3,6 @@
 import gc
 import time
 import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from graphopt.cost.memory import Memory, memory
 from graphopt.ir import OutputKind
 from tests.ir.built import Hand, functional
 from tests.support.programs import lowered
+from tests.support.segments import is_in_segment, mapped_segments
 from tests.support.zoo import ZOO, loss_of
 
 MATRIX = 16 * 16 * 4
@@ -74,7 +74,7 @@ class _Live(TorchDispatchMode):
     def _see(self, value: Any) -> None:
         if isinstance(value, torch.Tensor) and not isinstance(value, DTensor) and value.untyped_storage().nbytes():
             storage = value.untyped_storage()
-            if storage.data_ptr() in self.storages or not _is_segment(storage.data_ptr()):
+            if storage.data_ptr() in self.storages or not is_in_segment(value):
                 self.storages[storage.data_ptr()] = (weakref.ref(storage), storage.nbytes())
 
 
@@ -106,22 +106,9 @@ def test_the_peak_is_what_a_run_on_one_rank_reaches(name: str) -> None:
 def _on_a_rank(rank: int, world: int, name: str, plan: str) -> tuple[int, int, Memory]:
     """The peak of live storages, the bytes of shared segments of all ranks, and what was predicted."""
     gc.collect()
-    before = _mapped_segments()
+    before = mapped_segments()
     live, predicted = _most_alive(name, plan, rank, world)
-    return live, _mapped_segments() - before, predicted
-
-
-def _is_segment(address: int) -> bool:
-    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:graphopt" in line]
-    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
-    return any(start <= address < end for start, end in ranges)
-
-
-def _mapped_segments() -> int:
-    """Bytes of shared memory that this process has mapped, by the kernel's account."""
-    lines = Path("/proc/self/smaps").read_text().splitlines()
-    starts = [index for index, line in enumerate(lines) if "memfd:graphopt" in line]
-    return sum(1024 * int(lines[index + 1].split()[1]) for index in starts)
+    return live, mapped_segments() - before, predicted
 
 
 SLACK = 1 << 16  # segments are mapped in whole pages
@@ -178,4 +165,6 @@ def test_gradients_live_to_the_end() -> None:
     _, program = lowered("zero=0", world=1)
     gradients = [node for _, node in program.results_of(OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT)]
     assert len(gradients) == 4
-    assert memory(program, {"dp": 1}).timeline[-1] == 3 * MATRIX + 2 * 4 * 16 * 4 + 4 + 4 + 3 * MATRIX, "state, x, tangent, loss"
+    assert memory(program, {"dp": 1}).timeline[-1] == 3 * MATRIX + 2 * 4 * 16 * 4 + 4 + 4 + 3 * MATRIX, (
+        "state, x, tangent, loss"
+    )

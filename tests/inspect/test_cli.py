@@ -92,6 +92,10 @@ def test_a_view_that_does_not_exist_is_told_the_nearest(target: str) -> None:
 def test_a_difference_and_a_graph_in_between(target: str) -> None:
     changed = _run("diff", f"{target}:model", "schedule", "--plan", "dp=2,zero=3").stdout
     assert changed.startswith("--- before") and "all_gather" in changed
+    first = _run("diff", f"{target}:model", "differentiate", "--plan", "dp=2,zero=3").stdout
+    assert any(line.startswith("-") and "aten.linear" in line for line in first.splitlines())
+    captured = _run("graph", f"{target}:model", "--level", "forward", "--plan", "passes=differentiate").stdout
+    assert "aten.linear" in captured
     before = _run("graph", f"{target}:model", "--after", "canonicalize", "--plan", "dp=2,zero=3").stdout
     assert "aten.linear" in before and "all_gather" not in before
 
@@ -108,7 +112,7 @@ def test_a_difference_and_a_graph_in_between(target: str) -> None:
         (["memory", "{}:wordy"], ["raised ValueError: first second"]),
         (["memory", "{}:misfit"], ["Linear.forward", "missing a required argument: 'input'"]),
         (["memory", "{}:narrow"], ["could not be captured", "reduction dim"]),
-        (["graph", "{}:model", "--level", "forward", "--plan", "passes=differentiate"], ["level forward", "step"]),
+        (["memory", "{}:model", "--plan", "passes=canonicalize"], ["without gradients", "add differentiate"]),
         (["memory", "{}:model", "--plan", "zero=9"], ["zero.stage=9", "3"]),
         (["memory", "{}:model", "--plan", "dp=3", "--world", "4"], ["dp=4"]),
         (["graph", "{}:model", "--after", "zerro", "--plan", "dp=2,zero=3"], ["'zerro'", "'zero'"]),

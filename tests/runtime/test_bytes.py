@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphopt
 from graphopt import Plan, Zero
+from tests.support.segments import is_in_segment, mapped_segments
 
 WIDTH, LAYERS = 128, 8
 LAYER_BYTES = 2 * WIDTH * WIDTH * 4
@@ -63,38 +64,43 @@ def test_a_step_moves_the_least_bytes(ranks, world: int) -> None:
 
 
 class _Counted(TorchDispatchMode):
-    """Bytes sent by this rank in the collectives that really run."""
+    """Bytes that this rank sends in the collectives that really run, or reads from segments of other ranks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sent = 0.0
+        self.moved = 0.0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(function)
         ranks = dist.get_world_size()
         if "_allgather_base_" in name or "allgather_into_tensor" in name:
-            self.sent += args[1].nbytes * (ranks - 1)
+            self.moved += args[1].nbytes * (ranks - 1)
         elif "alltoall_base_" in name:
-            self.sent += args[1].nbytes * (ranks - 1) / ranks
+            self.moved += args[1].nbytes * (ranks - 1) / ranks
         elif "c10d" in name and "barrier" not in name:
             raise AssertionError(f"{name} is not counted")
+        elif name in ("aten.cat.out", "aten.add.Tensor", "aten.add_.Tensor"):
+            read = args[0] if isinstance(args[0], list) else args
+            shared = sum(t.nbytes for t in read if isinstance(t, torch.Tensor) and is_in_segment(t))
+            self.moved += shared * (ranks - 1) / ranks  # as much is read of each rank's segment, one's own included
         return function(*args, **(kwargs or {}))
 
 
-def _counted(rank: int, world: int) -> list[float]:
+def _counted(rank: int, world: int, transport: str) -> list[float]:
     totals = []
     for stage in range(4):
-        model = graphopt.compile(_Blocks(), Plan(zero=stage))
+        model = graphopt.compile(_Blocks(), Plan(zero=stage, transport=transport))
         _step(model)
         with _Counted() as counted:
             _step(model)
-        totals.append(counted.sent)
+        totals.append(counted.moved)
     return totals
 
 
-def test_the_running_program_sends_what_the_report_says(ranks) -> None:
+@pytest.mark.parametrize("transport", ["auto", "group"])
+def test_the_running_program_moves_what_the_report_says(ranks, transport: str) -> None:
     share = WHOLE_BYTES * 3 / 4
-    assert ranks(4).run(_counted)[0] == pytest.approx([2 * share, 2 * share, 2 * share, 3 * share], rel=0.01)
+    assert ranks(4).run(_counted, transport)[0] == pytest.approx([2 * share, 2 * share, 2 * share, 3 * share], rel=0.01)
 
 
 def _state_bytes(rank: int, world: int) -> list[tuple[int, int]]:
@@ -138,8 +144,8 @@ class _Gathered(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         if "_allgather_base_" in name or "allgather_into_tensor" in name:
             _watch(self.buffers, args[0])
-        if name.startswith("aten.copy_") and args[0].untyped_storage().nbytes() == WIDTH * WIDTH * 4:
-            _watch(self.parameters, args[0])  # a parameter taken out of its bucket
+        if name == "aten.new_empty.default" and out.nbytes == WIDTH * WIDTH * 4:
+            _watch(self.parameters, out)  # a parameter about to be taken out of its bucket
         for index, watched in enumerate((self.parameters, self.buffers)):
             watched[:] = [(reference, size) for reference, size in watched if reference() is not None]
             self.most[index] = max(self.most[index], sum(size for _, size in watched))
@@ -151,20 +157,31 @@ def _watch(watched: list[tuple[weakref.ref[Any], int]], tensor: torch.Tensor) ->
     watched.append((weakref.ref(storage), storage.nbytes()))
 
 
-def _most_gathered(rank: int, world: int, prefetch: int) -> list[int]:
+def _most_gathered(rank: int, world: int, prefetch: int, transport: str) -> tuple[int, int, int]:
+    """Bytes of gathered parameters, of buffers, and of the segments of all ranks."""
     torch.manual_seed(0)
+    gc.collect()
+    before = mapped_segments()
     zero = Zero(3, bucket_bytes=LAYER_BYTES, prefetch=prefetch)
-    model = graphopt.compile(_Blocks(), Plan(zero=zero))
+    model = graphopt.compile(_Blocks(), Plan(zero=zero, transport=transport))
     _step(model)
     gc.collect()
     with _Gathered() as gathered:
         _step(model)
-    return gathered.most
+    return (*gathered.most, mapped_segments() - before)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2])
-def test_no_more_is_gathered_at_a_time_than_the_plan_allows(ranks, prefetch: int) -> None:
-    """One bucket in use and `prefetch` on their way; gloo may hold on to one that has arrived for a moment."""
-    parameters, buffers = ranks(2).run(_most_gathered, prefetch)[0]
+@pytest.mark.parametrize("transport", ["auto", "group"])
+def test_no_more_is_gathered_at_a_time_than_the_plan_allows(ranks, prefetch: int, transport: str) -> None:
+    """One bucket in use and `prefetch` on their way; gloo may hold on to one that has arrived for a moment.
+
+    Shared segments hold a rank's part of as many buckets, and of what other ranks are still to read, and the gradients
+    of a bucket with the one behind which it is waited for.
+    """
+    parameters, buffers, segments = ranks(2).run(_most_gathered, prefetch, transport)[0]
     assert 0 < parameters <= LAYER_BYTES
-    assert 0 < buffers <= (prefetch + 2) * LAYER_BYTES
+    if transport == "group":
+        assert 0 < buffers <= (prefetch + 2) * LAYER_BYTES and segments == 0
+    else:
+        assert buffers == 0 < segments <= 2 * (prefetch + 2) * (LAYER_BYTES // 2 + LAYER_BYTES)
