@@ -1,42 +1,49 @@
 """Step times of all rivals, interleaved in one run: round after round, a few steps of each."""
 
 import os
+import pickle
+import socket
+import tempfile
 import time
+import warnings
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from tqdm import tqdm
 
 from bench.rivals import RIVALS, Step
 from bench.statistics import paired_ratios, spread
 from bench.workloads import llama, tokens
 
 
-def measure(rivals: list[str], world: int, rounds: int, steps: int, port: int = 29617) -> dict[str, Any]:
+def measure(rivals: list[str], world: int, rounds: int, steps: int) -> dict[str, Any]:
     """Run all rivals in the same `world` processes.
 
     Each round runs `steps` + 1 steps of every rival in turn; the first of a turn warms the caches and is not counted.
+    Raises ProcessRaisedException with the traceback of a rank that failed.
     """
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    arguments = [(rank, world, port, rivals, rounds, steps, queue) for rank in range(world)]
-    processes = [context.Process(target=_rank, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    result: dict[str, Any] = queue.get(timeout=3600)
-    for process in processes:
-        process.join(timeout=60)
-        process.kill()
-    return result
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result"
+        multiprocessing.spawn(_rank, (world, _free_port(), rivals, rounds, steps, result), nprocs=world)
+        return pickle.loads(result.read_bytes())  # type: ignore[no-any-return]
 
 
-def _rank(rank: int, world: int, port: int, rivals: list[str], rounds: int, steps: int, queue: Any) -> None:
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _rank(rank: int, world: int, port: int, rivals: list[str], rounds: int, steps: int, result: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if world <= len(cores):
         os.sched_setaffinity(0, {cores[rank]})
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own use of names that it gave up
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
@@ -44,15 +51,13 @@ def _rank(rank: int, world: int, port: int, rivals: list[str], rounds: int, step
     ready, missing = _prepare(rivals, rank)
     times: dict[str, list[list[float]]] = {name: [] for name in ready}
     losses: dict[str, list[float]] = {name: [] for name in ready}
-    for turn in range(rounds + 1):
+    for turn in tqdm(range(rounds + 1), desc="rounds", disable=rank > 0):
         for name, step in ready.items():
             taken = _turn(step, turn, steps, rank, losses[name])
             if turn:
                 times[name].append(taken)
     if rank == 0:
-        queue.put(_result(times, losses, missing))
-        queue.close()
-        queue.join_thread()  # the result is on its way before the process ends
+        result.write_bytes(pickle.dumps(_result(times, losses, missing)))
     dist.barrier()
     os._exit(0)  # some rivals leave threads that outlive their group
 
@@ -61,7 +66,7 @@ def _prepare(rivals: list[str], rank: int) -> tuple[dict[str, Step], dict[str, s
     """Those that can be built on every rank, and why the others cannot."""
     ready: dict[str, Step] = {}
     missing: dict[str, str] = {}
-    for name in rivals:
+    for name in tqdm(rivals, desc="first steps", disable=rank > 0):
         try:
             step = RIVALS[name](llama())
             step(tokens(0, rank))
