@@ -45,10 +45,10 @@ def _fsdp(model: Any, compiled: bool) -> Step:
     return _plain_step(model)
 
 
-def _graphopt(model: nn.Module, stage: int) -> Step:
+def _graphopt(model: nn.Module, stage: int, transport: str = "auto") -> Step:
     import graphopt
 
-    return _plain_step(graphopt.compile(model, graphopt.Plan(zero=stage)))
+    return _plain_step(graphopt.compile(model, graphopt.Plan(zero=stage, transport=transport)))
 
 
 def _deepspeed(model: nn.Module, stage: int) -> Step:
@@ -78,5 +78,8 @@ RIVALS: dict[str, Callable[[nn.Module], Step]] = {
     "fsdp2": lambda model: _fsdp(model, compiled=False),
     "fsdp2-compiled": lambda model: _fsdp(model, compiled=True),
     **{f"graphopt-zero{stage}": lambda model, stage=stage: _graphopt(model, stage) for stage in range(4)},
+    **{
+        f"graphopt-zero{stage}-gloo": lambda model, stage=stage: _graphopt(model, stage, "group") for stage in (1, 2, 3)
+    },
     **{f"deepspeed-zero{stage}": lambda model, stage=stage: _deepspeed(model, stage) for stage in (1, 2, 3)},
 }
