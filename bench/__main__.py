@@ -61,10 +61,12 @@ def main() -> None:
     train.add_argument("--world", type=int, default=2)
     train.add_argument("--rounds", type=int, default=8)
     train.add_argument("--steps", type=int, default=5)
-    train.set_defaults(run=_train, name="train")
+    train.add_argument("--result", default="train", help="the result is stored as results/NAME.json")
+    train.set_defaults(run=_train)
     compiling = commands.add_parser("compile", help="compile times")
     compiling.add_argument("--rounds", type=int, default=3)
-    compiling.set_defaults(run=_compile, name="compile")
+    compiling.add_argument("--result", default="compile")
+    compiling.set_defaults(run=_compile)
     options = parser.parse_args()
     found = {
         "machine": description(),
@@ -72,7 +74,7 @@ def main() -> None:
         **options.run(options),
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{options.name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    (RESULTS / f"{options.result}.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Seconds from model to program: growth with depth, beside torch.compile's first step, and a very large model."""
 
+import json
+import resource
 import subprocess
 import sys
 import time
@@ -9,21 +11,7 @@ import torch
 
 from bench.workloads import llama, tokens
 
-GIANT = """
-import resource, time, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-from graphopt.driver import lower
-from graphopt.plan import Plan
-started = time.perf_counter()
-with torch.device("meta"):
-    config = LlamaConfig(vocab_size=128256, hidden_size=16384, intermediate_size=53248, num_hidden_layers=126,
-                         num_attention_heads=128, num_key_value_heads=8, use_cache=False, dtype=torch.bfloat16)
-    model = LlamaForCausalLM(config)
-    ids = torch.empty(1, 8192, dtype=torch.int64)
-report = lower(model, (), {"input_ids": ids, "labels": ids}, Plan.parse("dp=1024,zero=3").resolve(1024)).report
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(time.perf_counter() - started, most, len(report.step_graph.graph.nodes))
-"""
+INSPECT = "summary bench/giant.py:llama_405b --plan dp=1024,zero=3 --json"
 
 
 def growth(depths: tuple[int, ...], repeats: int) -> dict[int, list[float]]:
@@ -62,7 +50,11 @@ def first_steps(layers: int) -> dict[str, float]:
 
 
 def giant() -> dict[str, float]:
-    """The 126-layer Llama-3.1-405B shape under ZeRO-3 on 1,024 ranks: seconds, and the most bytes resident."""
-    found = subprocess.run([sys.executable, "-W", "ignore", "-c", GIANT], capture_output=True, text=True, check=True)
-    seconds, kibibytes, nodes = found.stdout.split()[-3:]
-    return {"seconds": float(seconds), "resident_bytes": float(kibibytes) * 1024, "step_nodes": float(nodes)}
+    """``graphopt-inspect`` on the Llama-3.1-405B shape under ZeRO-3 on 1,024 ranks: seconds, most bytes resident."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "graphopt.inspect.cli", *INSPECT.split()]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - started
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    peak = json.loads(found.stdout)["memory"]["peak_bytes"]
+    return {"seconds": seconds, "resident_bytes": most, "predicted_peak_bytes": peak}
