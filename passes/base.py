@@ -52,6 +52,8 @@ class Pass(ABC):
     level, produces: the level of program it takes and leaves.
     requires: passes that must have run before. conflicts: passes that must not have.
     tier: how it may change numbers.
+    keeps_values: every output is computed by the same operations from the same inputs, communication set aside; the
+        verifier holds the pass to it.
     """
 
     name: ClassVar[str]
@@ -61,6 +63,7 @@ class Pass(ABC):
     requires: ClassVar[frozenset[str]] = frozenset()
     conflicts: ClassVar[frozenset[str]] = frozenset()
     tier: ClassVar[Tier] = Tier.BITWISE
+    keeps_values: ClassVar[bool] = False
 
     def __init__(self, options: Any = None) -> None:
         self.options = options if options is not None else self.Options()

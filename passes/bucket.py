@@ -37,6 +37,7 @@ class Bucket(Pass):
     conflicts = frozenset({"schedule"})
     # A ring sums the parts of a bucket in an order that depends on their place in it.
     tier = Tier.REASSOCIATES
+    keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:
         limit = self.options.bytes or layer_bytes(program)
@@ -78,7 +79,8 @@ def _alike(program: Program, targets: tuple[object, ...]) -> list[list[fx.Node]]
     for node in program.compute_nodes():
         if node.target in targets:
             facts = facts_of(node)
-            kinds[node.target, node.args[1:], node.meta["val"][0].dtype, facts.phase, facts.resident].append(node)
+            lifetime = (facts.phase, facts.resident, facts.kept)
+            kinds[node.target, node.args[1:], node.meta["val"][0].dtype, lifetime].append(node)
     return list(kinds.values())
 
 

@@ -25,6 +25,7 @@ class Canonicalize(Pass):
     name = "canonicalize"
     level = Level.FORWARD
     produces = Level.FORWARD
+    keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:
         graph = program.graph

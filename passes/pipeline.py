@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.errors import PassError, VerificationError
+from graphopt.ir.meaning import Meaning
 from graphopt.ir.program import Level, Program
 from graphopt.ir.structural_hash import structural_hash
-from graphopt.ir.verifier import verify as verify_program
+from graphopt.ir.verifier import Verifier
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
 from graphopt.sizes import format_size, parse_size
@@ -97,11 +98,12 @@ class Pipeline:
         pass says so. Raises VerificationError with the name of the pass. observer: called after each pass.
         """
         self.check(program.level)
-        if verify:
-            _verify(program, context, "before the first pass")
+        checker = _Checker(program, context) if verify else None
         records = []
         for step in self.passes:
-            record = _run(step, program, context, verify)
+            record = _run(step, program, context)
+            if checker is not None:
+                checker.check(step, record)
             records.append(record)
             if observer is not None:
                 observer(record, program)
@@ -119,27 +121,44 @@ def format_pass(step: Pass) -> str:
     return step.name + (f"{{{','.join(options)}}}" if options else "")
 
 
-def _run(step: Pass, program: Program, context: PassContext, verify: bool) -> PassRecord:
-    before = structural_hash(program) if verify else None
+class _Checker:
+    """Holds each pass to the rules of programs and to what it says of itself."""
+
+    def __init__(self, program: Program, context: PassContext) -> None:
+        self._program = program
+        self._verifier = Verifier(context.fake_mode, context.mesh, context.layouts)
+        self._hash = structural_hash(program)
+        self._meaning = self._checked("before the first pass")
+
+    def check(self, step: Pass, record: PassRecord) -> None:
+        """Raises VerificationError with the name of the pass that has just run, if something is wrong."""
+        when = f"after {record.text}"
+        meaning = self._checked(when)
+        before, self._hash = self._hash, structural_hash(self._program)
+        if record.changed is (self._hash == before):
+            said, found = ("something", "as it was") if record.changed else ("nothing", "another")
+            raise VerificationError(f"{when}: it says that it changed {said}, but the program is {found}")
+        if step.keeps_values:
+            try:
+                self._verifier.check_same(self._meaning, meaning, self._program)
+            except VerificationError as error:
+                raise VerificationError(f"{when}: {error}") from error
+        self._meaning = meaning
+
+    def _checked(self, when: str) -> Meaning:
+        try:
+            return self._verifier.check(self._program)
+        except VerificationError as error:
+            raise VerificationError(f"{when}: {error}") from error
+
+
+def _run(step: Pass, program: Program, context: PassContext) -> PassRecord:
     count = len(program.graph.nodes)
     statistics: dict[str, int | float | str] = {}
     started = time.perf_counter()
     changed = step.run(program, dataclasses.replace(context, statistics=statistics))
     seconds = time.perf_counter() - started
-    if verify:
-        _verify(program, context, f"after {format_pass(step)}")
-        is_same = structural_hash(program) == before
-        if changed is is_same:
-            said, found = ("something", "as it was") if changed else ("nothing", "another")
-            raise VerificationError(f"{step.name} says that it changed {said}, but the program is {found}")
     return PassRecord(step.name, format_pass(step), changed, seconds, statistics, count, len(program.graph.nodes))
-
-
-def _verify(program: Program, context: PassContext, when: str) -> None:
-    try:
-        verify_program(program, context.fake_mode)
-    except VerificationError as error:
-        raise VerificationError(f"{when}: {error}") from error
 
 
 def _make(kind: type[Pass], text: str) -> Pass:

@@ -30,6 +30,7 @@ class Schedule(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"zero"})
+    keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:
         before = list(program.graph.nodes)

@@ -62,6 +62,7 @@ class Zero(Pass):
     requires = frozenset({"differentiate"})
     conflicts = frozenset({"bucket", "schedule"})
     tier = Tier.REASSOCIATES
+    keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:
         builder = Builder(program, context, self.name)
@@ -76,6 +77,7 @@ class Zero(Pass):
         for node, layout in sharded:
             self._gather(builder, node, layout)
         reduced = self._reduce_gradients(builder) if context.reduce_gradients else 0
+        program.reduced = context.reduce_gradients
         context.statistics.update(sharded=len(sharded), reduced=reduced, rederived=rederived)
         return bool(sharded or reduced)
 
@@ -96,11 +98,13 @@ class Zero(Pass):
         )
         users = sorted(weight.users)
         phases = [users]
+        resident = self.options.stage < 3
+        kept = not resident and not self._dropped_after_forward(layout)
         if self._dropped_after_forward(layout):
             phases = [[u for u in users if facts_of(u).phase is phase] for phase in Phase]
         for group in phases:
             if group:
-                whole = _gather_before(builder, group[0], shard, layout, dtype, resident=self.options.stage < 3)
+                whole = _gather_before(builder, group[0], shard, layout, dtype, resident, kept)
                 for user in group:
                     user.replace_input_with(weight, whole)
         if weight is not parameter:
@@ -133,7 +137,13 @@ def _weight(parameter: fx.Node) -> fx.Node:
 
 
 def _gather_before(
-    builder: Builder, user: fx.Node, shard: fx.Node, layout: ParameterLayout, dtype: torch.dtype, resident: bool
+    builder: Builder,
+    user: fx.Node,
+    shard: fx.Node,
+    layout: ParameterLayout,
+    dtype: torch.dtype,
+    resident: bool,
+    kept: bool,
 ) -> fx.Node:
     """The whole parameter in `dtype`, from its shards, ready before `user`. The cast comes first: fewer bytes move."""
     phase = facts_of(user).phase
@@ -152,7 +162,7 @@ def _gather_before(
         item = builder.call(operator.getitem, gather, 0, like=user, phase=phase)
         whole = builder.call(collective.wait_tensor.default, item, like=user, phase=phase)
         for node in (gather, item, whole):
-            annotate(node, resident=resident)
+            annotate(node, resident=resident, kept=kept)
         if layout.is_padded:
             whole = builder.call(aten.slice.Tensor, whole, 0, 0, layout.rows, like=user, phase=phase)
         if tuple(whole.meta["val"].shape) != layout.shape:

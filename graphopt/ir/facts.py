@@ -27,6 +27,7 @@ class NodeFacts:
     origin: name of the node it was derived from, in the graph before the pass that made it.
     made_by: the pass that made it (``capture`` for those of the model itself).
     resident: the value lives in storage that outlasts the step (a gathered parameter in ZeRO 1 and 2).
+    kept: the value, a gathered parameter, is meant to stay from forward to backward.
     """
 
     phase: Phase = Phase.FORWARD
@@ -36,6 +37,7 @@ class NodeFacts:
     origin: str | None = None
     made_by: str = "capture"
     resident: bool = False
+    kept: bool = False
 
 
 _NOTHING = NodeFacts()

@@ -26,6 +26,7 @@ class Program:
         may be None (a gradient that does not exist).
     aliases: other names of a tied parameter or buffer -> the name its role carries.
     constants: the values of inputs of kind CONSTANT, by name.
+    reduced: whether gradients of parameters are means over the ranks, and no longer of this rank alone.
     """
 
     module: fx.GraphModule
@@ -34,6 +35,7 @@ class Program:
     level: Level
     aliases: dict[str, str]
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    reduced: bool = False
 
     @property
     def graph(self) -> fx.Graph:

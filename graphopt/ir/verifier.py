@@ -1,53 +1,83 @@
-"""What is always true of a program, checked."""
+"""What is always true of a program, checked between any two passes."""
 
-import operator
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-import torch
 from torch import fx
 
 from graphopt._torch import FakeTensorMode
 from graphopt.errors import VerificationError
-from graphopt.ir.collectives import collective_of
+from graphopt.ir.check_transfers import transfer_problems
+from graphopt.ir.check_values import ValueChecker
 from graphopt.ir.effects import Effect, effect_of
 from graphopt.ir.facts import Phase, facts_of
-from graphopt.ir.printer import format_node
+from graphopt.ir.layout import ParameterLayout
+from graphopt.ir.meaning import Meaning, check_same, meaning_of
 from graphopt.ir.program import Level, Program
 from graphopt.ir.roles import InputKind, OutputKind
-from graphopt.ir.values import described
-
-_WAIT = torch.ops._c10d_functional.wait_tensor.default
-_AROUND = 10
+from graphopt.ir.surroundings import surroundings
+from graphopt.ir.value_numbers import ValueNumbers
 
 
-def verify(program: Program, fake_mode: FakeTensorMode) -> None:
-    """Check `program` against the rules of its level. Raises VerificationError with the rule and the nodes around.
+class Verifier:
+    """Checks the programs of one compilation, one after the other; what did not change is not run again.
 
-    Roles match inputs and outputs; nodes read only what stands before them, and forward nodes nothing of backward;
-    values have the shapes and dtypes that the operators give; nothing is written in place; each collective is waited
-    for exactly once, before its result is read, and nothing else is waited for.
+    mesh: axis name -> ranks. layouts: how each parameter lies over them; without one, nothing is known of it.
     """
-    _check_roles(program)
-    try:
-        program.graph.lint()
-    except (RuntimeError, AssertionError) as error:
-        raise VerificationError(f"the graph is malformed: {error}") from error
-    late = _available_late(program)
+
+    def __init__(
+        self, fake_mode: FakeTensorMode, mesh: Mapping[str, int], layouts: Mapping[str, ParameterLayout]
+    ) -> None:
+        self._mesh = mesh
+        self._layouts = layouts
+        self._checker = ValueChecker(fake_mode)
+        self._numbers = ValueNumbers(layouts)
+
+    def check(self, program: Program) -> Meaning:
+        """Check `program` against the rules of its level, and say what it computes.
+
+        Roles match inputs and outputs, and parameters and gradients their layouts; nodes read only what stands before
+        them, and forward nodes nothing of backward; values have the shapes and dtypes that the operators give; nothing
+        is written in place; each collective is over an axis of the mesh, is waited for exactly once, before its result
+        is read; what is gathered for one phase is not read in the other; each reduced gradient is the mean over its
+        ranks, taken once. Raises VerificationError with the rule and the nodes around.
+        """
+        _check_order(program)
+        _check_roles(program)
+        _check_layouts(program, self._layouts)
+        late = _available_late(program)
+        for node in program.graph.nodes:
+            for problem in _problems(node, late):
+                raise VerificationError(f"{node.name} {problem}\n{surroundings(node)}")
+        for node, problem in transfer_problems(program, self._mesh):
+            raise VerificationError(f"{node.name} {problem}\n{surroundings(node)}")
+        self._checker.check(program)
+        return meaning_of(program, self._numbers, self._layouts)
+
+    def check_same(self, before: Meaning, after: Meaning, program: Program) -> None:
+        """Raises VerificationError with the first node at fault, if a program has no longer the meaning it had."""
+        check_same(before, after, program, self._numbers)
+
+
+def verify(
+    program: Program,
+    fake_mode: FakeTensorMode,
+    mesh: Mapping[str, int] | None = None,
+    layouts: Mapping[str, ParameterLayout] | None = None,
+) -> None:
+    """Check one program by itself: `Verifier.check`."""
+    Verifier(fake_mode, mesh or {}, layouts or {}).check(program)
+
+
+def _check_order(program: Program) -> None:
+    """Every node reads what stands before it, in this graph."""
+    seen: set[fx.Node] = set()
     for node in program.graph.nodes:
-        for problem in _problems(node, late):
-            raise VerificationError(f"{problem}\n{surroundings(node)}")
-    _check_values(program, fake_mode)
-
-
-def surroundings(node: fx.Node) -> str:
-    """Ten nodes on each side, `node` marked."""
-    nodes = list(node.graph.nodes)
-    at = nodes.index(node)
-    return "\n".join(
-        f"{'>' if n is node else ' '} {format_node(n)}" for n in nodes[max(0, at - _AROUND) : at + _AROUND + 1]
-    )
+        missing = [source for source in node.all_input_nodes if source not in seen]
+        if missing:
+            where = "which stands behind it" if missing[0].graph is program.graph else "which is no node of this graph"
+            raise VerificationError(f"{node.name} reads {missing[0].name}, {where}\n{surroundings(node)}")
+        seen.add(node)
 
 
 def _check_roles(program: Program) -> None:
@@ -72,6 +102,28 @@ def _check_roles(program: Program) -> None:
             raise VerificationError(f"output '{role}' is {node.name} of the backward phase; forward returns it")
 
 
+def _check_layouts(program: Program, layouts: Mapping[str, ParameterLayout]) -> None:
+    """Shards have the shape and dtype of their layout, parameters its shape; so have reduced gradients."""
+    for role, node in program.nodes_of(InputKind.SHARD, InputKind.PARAMETER):
+        layout = layouts.get(role.name)
+        if layout is not None:
+            is_shard = role.kind is InputKind.SHARD
+            _check_layout(str(role), node, layout, is_shard, exact=is_shard)
+    for output, result in program.results_of(OutputKind.GRADIENT):
+        layout = layouts.get(output.name)
+        if result is not None and layout is not None and program.reduced and layout.ranks > 1:
+            _check_layout(str(output), result, layout, not layout.is_whole, exact=True)
+
+
+def _check_layout(what: str, node: fx.Node, layout: ParameterLayout, is_shard: bool, *, exact: bool) -> None:
+    """exact: the dtype counts too; a whole parameter may be held in the dtype of the computation."""
+    wanted = layout.shard_shape if is_shard else layout.shape
+    value = node.meta["val"]
+    if tuple(value.shape) != wanted or (exact and value.dtype != layout.dtype):
+        found, said = f"{value.dtype} {tuple(value.shape)}", f"{layout.dtype} {wanted}"
+        raise VerificationError(f"{what} is {found}; its layout says {said}\n{surroundings(node)}")
+
+
 def _available_late(program: Program) -> set[fx.Node]:
     """What exists only once backward runs: its nodes, and the gradients that arrive."""
     if program.level is not Level.STEP:
@@ -81,72 +133,11 @@ def _available_late(program: Program) -> set[fx.Node]:
 
 def _problems(node: fx.Node, late: set[fx.Node]) -> Iterator[str]:
     if node.op not in ("call_function", "placeholder", "output"):
-        yield f"{node.name} is a {node.op} node; programs hold inputs and calls only"
+        yield f"is a {node.op} node; programs hold inputs and calls only"
     if node.op != "call_function":
         return
     if facts_of(node).phase is Phase.FORWARD and not late.isdisjoint(node.all_input_nodes):
         read = ", ".join(source.name for source in node.all_input_nodes if source in late)
-        yield f"{node.name} is a forward node and reads {read} of the backward phase"
+        yield f"is a forward node and reads {read} of the backward phase"
     if effect_of(node) is Effect.MUTATING:
-        yield f"{node.name} writes one of its arguments; programs are functional"
-    yield from _waiting_problems(node)
-
-
-def _waiting_problems(node: fx.Node) -> Iterator[str]:
-    if node.target is _WAIT and not _is_transfer(node.args[0]):
-        yield f"{node.name} waits for {node.args[0]}, which no collective launched"
-    if collective_of(node) is None:
-        return
-    value, transfers = node.meta["val"], [node]
-    if isinstance(value, (list, tuple)):
-        transfers = list(node.users)
-        readers = [user.name for user in transfers if user.target is not operator.getitem]
-        if readers:
-            yield f"{node.name} launches a list of transfers, which {', '.join(readers)} reads whole; take its items"
-            return
-        if sorted(int(str(item.args[1])) for item in transfers) != list(range(len(value))):
-            yield f"{node.name} launches {len(value)} transfers, and its items are not taken exactly once each"
-    for transfer in transfers:
-        waits = [user for user in transfer.users if user.target is _WAIT]
-        if len(waits) != 1:
-            yield f"{transfer.name} is waited for {len(waits)} times; a collective is waited for exactly once"
-        others = [user.name for user in transfer.users if user.target is not _WAIT]
-        if others:
-            yield f"{transfer.name} is read by {', '.join(others)} before it is waited for"
-
-
-def _is_transfer(value: object) -> bool:
-    """Whether a value is in flight: what a collective gives, or an item of it."""
-    source = value.args[0] if isinstance(value, fx.Node) and value.target is operator.getitem else value
-    return isinstance(source, fx.Node) and collective_of(source) is not None
-
-
-def _check_values(program: Program, fake_mode: FakeTensorMode) -> None:
-    """Propagate fake values anew and compare them with those stated."""
-    known: dict[fx.Node, Any] = {}
-    with fake_mode, torch.no_grad():
-        for node in program.graph.nodes:
-            if node.op == "placeholder":
-                known[node] = node.meta["val"]
-            elif node.op == "call_function":
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known[n])
-                try:
-                    known[node] = node.target(*args, **kwargs)
-                except Exception as error:
-                    raise VerificationError(f"{node.name} cannot run: {error}\n{surroundings(node)}") from error
-                _compare(node, node.meta.get("val"), known[node])
-
-
-def _compare(node: fx.Node, stated: Any, found: Any) -> None:
-    if isinstance(found, (list, tuple)):
-        if not isinstance(stated, (list, tuple)) or len(stated) != len(found):
-            raise VerificationError(
-                f"{node.name} is stated to be {described(stated)} but is {described(found)}\n{surroundings(node)}"
-            )
-        for one, other in zip(stated, found, strict=True):
-            _compare(node, one, other)
-    elif isinstance(found, torch.Tensor):
-        right = isinstance(stated, torch.Tensor) and stated.dtype == found.dtype and stated.device == found.device
-        if not right or list(map(str, stated.shape)) != list(map(str, found.shape)):
-            shown = [f"{t.dtype} {tuple(t.shape)}" if isinstance(t, torch.Tensor) else str(t) for t in (stated, found)]
-            raise VerificationError(f"{node.name} is stated to be {shown[0]} but is {shown[1]}\n{surroundings(node)}")
+        yield "writes one of its arguments; programs are functional"

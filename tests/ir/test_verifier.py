@@ -140,10 +140,10 @@ MUTATIONS: list[Callable[[Program], None]] = [
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_lowered_programs_are_valid(stage: int) -> None:
     compilation, program = lowered(f"zero={stage},zero.whole_below=0")
-    verify(program, compilation.captured.fake_mode)
+    verify(program, compilation.captured.fake_mode, {"dp": 2})
     for half in (compilation.halves.forward, compilation.halves.backward):
         assert half is not None
-        verify(half, compilation.captured.fake_mode)
+        verify(half, compilation.captured.fake_mode, {"dp": 2})
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.__name__)
@@ -153,7 +153,7 @@ def test_broken_programs_are_refused(mutation: Callable[[Program], None]) -> Non
     mutation(program)
     assert structural_hash(program) != before
     with pytest.raises(VerificationError):
-        verify(program, compilation.captured.fake_mode)
+        verify(program, compilation.captured.fake_mode, {"dp": 2})
 
 
 def test_a_message_shows_ten_nodes_on_each_side() -> None:
@@ -162,7 +162,7 @@ def test_a_message_shows_ten_nodes_on_each_side() -> None:
     at = next(i for i, n in enumerate(nodes) if n.target is aten.tanh.default)
     change_a_dtype(program)
     with pytest.raises(VerificationError) as caught:
-        verify(program, compilation.captured.fake_mode)
+        verify(program, compilation.captured.fake_mode, {"dp": 2})
     _, *shown = str(caught.value).splitlines()
     assert [line[2:].split(":")[0] for line in shown] == [n.name for n in nodes[max(0, at - 10) : at + 11]]
     assert [line[2:].split(":")[0] for line in shown if line.startswith(">")] == [nodes[at].name]
@@ -172,7 +172,7 @@ def test_a_tangent_means_nothing_before_differentiation() -> None:
     compilation, program = lowered("zero=0", world=1)
     read_a_tangent_in_forward(program)
     program.level = Level.FORWARD
-    verify(program, compilation.captured.fake_mode)
+    verify(program, compilation.captured.fake_mode, {"dp": 2})
 
 
 def test_roles_print_as_words() -> None:

@@ -1,0 +1,84 @@
+"""Rules of collectives: launched over an axis that is there, waited for once, read only then, dropped when meant to."""
+
+import operator
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import fx
+
+from graphopt.ir.collectives import collective_of, collectives_of
+from graphopt.ir.facts import Phase, facts_of
+from graphopt.ir.program import Program
+
+WAIT = torch.ops._c10d_functional.wait_tensor.default
+
+
+def transfer_problems(program: Program, mesh: Mapping[str, int]) -> Iterator[tuple[fx.Node, str]]:
+    """Each node that breaks a rule, with what it does."""
+    for node in program.graph.find_nodes(op="call_function", target=WAIT):
+        if not _is_transfer(node.args[0]):
+            yield node, f"waits for {node.args[0]}, which no collective launched"
+    for collective in collectives_of(program):
+        node = collective.node
+        yield from _argument_problems(node, collective.kind, collective.axis, mesh)
+        yield from _waiting_problems(node)
+        if collective.kind == "all-gather":
+            yield from _lifetime_problems(node)
+
+
+def _argument_problems(node: fx.Node, kind: str, axis: str, mesh: Mapping[str, int]) -> Iterator[tuple[fx.Node, str]]:
+    if axis not in mesh:
+        yield node, f"runs over axis {axis!r}; the mesh has {', '.join(mesh) or 'none'}"
+        return
+    if kind != "all-reduce" and node.args[-2] != mesh[axis]:
+        yield node, f"counts {node.args[-2]} ranks on axis {axis}, which has {mesh[axis]}"
+    if kind != "all-gather" and node.args[1] != "sum":
+        yield node, f"reduces by {node.args[1]!r}; gradients are summed"
+
+
+def _waiting_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
+    value, transfers = node.meta["val"], [node]
+    if isinstance(value, (list, tuple)):
+        transfers = list(node.users)
+        readers = [user.name for user in transfers if user.target is not operator.getitem]
+        if readers:
+            yield node, f"launches a list of transfers, which {', '.join(readers)} reads whole; take its items"
+            return
+        if sorted(int(str(item.args[1])) for item in transfers) != list(range(len(value))):
+            yield node, f"launches {len(value)} transfers, and its items are not taken exactly once each"
+    for transfer in transfers:
+        waits = [user for user in transfer.users if user.target is WAIT]
+        if len(waits) != 1:
+            yield transfer, f"is waited for {len(waits)} times; a collective is waited for exactly once"
+        others = [user.name for user in transfer.users if user.target is not WAIT]
+        if others:
+            yield transfer, f"is read by {', '.join(others)} before it is waited for"
+
+
+def _lifetime_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
+    """What is gathered for one phase is not read in the other; launch, item and wait agree on how long it lives."""
+    facts = facts_of(node)
+    items = list(node.users) if isinstance(node.meta["val"], (list, tuple)) else []
+    for value in [*items, *(wait for item in items or [node] for wait in item.users)]:
+        if (facts_of(value).resident, facts_of(value).kept) != (facts.resident, facts.kept):
+            yield value, f"is to live otherwise than {node.name}, which launched it"
+    if facts.resident or facts.kept or facts.phase is Phase.BACKWARD:
+        return
+    for wait in (wait for item in items or [node] for wait in item.users):
+        late = next((user for user in _readers(wait) if facts_of(user).phase is Phase.BACKWARD), None)
+        if late is not None:
+            yield late, f"reads {wait.name} in backward, which was gathered for forward alone"
+
+
+def _readers(value: fx.Node) -> Iterator[fx.Node]:
+    """What reads a value, or a view that only gives it its shape."""
+    for user in value.users:
+        if user.target in (torch.ops.aten.slice.Tensor, torch.ops.aten.view.default):
+            yield from _readers(user)
+        yield user
+
+
+def _is_transfer(value: object) -> bool:
+    """Whether a value is in flight: what a collective gives, or an item of it."""
+    source = value.args[0] if isinstance(value, fx.Node) and value.target is operator.getitem else value
+    return isinstance(source, fx.Node) and collective_of(source) is not None
