@@ -23,7 +23,7 @@ from graphopt.emit.split import Halves, split
 from graphopt.engine import Engine, Specialization
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir import Level, OutputKind, ParameterLayout, Program
-from graphopt.ir.collectives import collective_signature
+from graphopt.ir.collectives import collective_calls
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.pipeline import Observer, PassRecord, Pipeline
@@ -278,7 +278,7 @@ def _statement(model: nn.Module, plan: Plan) -> Statement:
         {
             "plan": str(plan),
             "model": f"{type(model).__name__} of {len(described)} tensors",
-            "tensors": "; ".join(described),
+            "tensors": "\n".join(described),
         }
     )
 
@@ -312,7 +312,6 @@ def _specialize(
         ranks=plan.mesh[plan.data_parallel_axis],
         device=device,
     )
-    signature = "".join(
-        collective_signature(half) for half in (compilation.halves.forward, compilation.halves.backward) if half
-    )
-    return Specialization(executable, compilation.report, attributes, shapes, captured.output, signature)
+    halves = (compilation.halves.forward, compilation.halves.backward)
+    calls = "\n".join(call for half in halves if half is not None for call in collective_calls(half))
+    return Specialization(executable, compilation.report, attributes, shapes, captured.output, calls)

@@ -32,7 +32,7 @@ log = logging.getLogger("graphopt")
 class Specialization:
     """A program made for calls of one key.
 
-    collectives: digest of what it exchanges with other ranks, and in which order.
+    collectives: what it exchanges with other ranks, a line for each call, in order.
     variants: the same call specialized to gradients at other outputs, by which.
     """
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from graphopt._torch import FakeTensorMode
+from graphopt.emit.check import check_source
 from graphopt.emit.inductor import inductor_function
 from graphopt.emit.module import EmittedFunction, load_source, write_source
 from graphopt.emit.source import python_source
@@ -25,8 +26,13 @@ class Emitted:
 def emit_functions(
     programs: Mapping[str, Program], plan: Plan, fake_mode: FakeTensorMode, *, title: str, name: str
 ) -> Emitted:
-    """Emit each program. The Python source is written in any case: it is what a person reads."""
+    """Emit each program. The Python source is written in any case: it is what a person reads.
+
+    Raises VerificationError if the plan asks for checks and the source is not what the programs say.
+    """
     source = python_source(dict(programs), title)
+    if plan.verify:
+        check_source(source, programs)
     path = write_source(source, name)
     if plan.executor == "inductor":
         return Emitted(source, path, {key: inductor_function(program, fake_mode) for key, program in programs.items()})

@@ -1,4 +1,8 @@
-"""Whether every node gives what is stated of it, by running on fake tensors what is new since the last time."""
+"""Whether every node gives what is stated of it, by running on fake tensors what is new.
+
+What an operator gives follows from the types of its arguments: repeated layers, and passes that leave a node alone,
+cost a look into a table.
+"""
 
 from typing import Any
 
@@ -11,57 +15,74 @@ from graphopt.ir.program import Program
 from graphopt.ir.surroundings import surroundings
 from graphopt.ir.values import described
 
-_Call = tuple[Any, Any, Any, Any, list[Any]]
+Type = tuple[Any, ...]
 
 
 class ValueChecker:
-    """Remembers which calls gave what is stated; a call is run again when it, or an input's value, is another."""
+    """Remembers what calls of each type give."""
 
     def __init__(self, fake_mode: FakeTensorMode) -> None:
         self._fake_mode = fake_mode
-        self._checked: dict[fx.Node, _Call] = {}
+        self._results: dict[Type, Type] = {}
 
     def check(self, program: Program) -> None:
         """Raises VerificationError for a node that cannot run, or gives another shape, dtype or device."""
-        checked: dict[fx.Node, _Call] = {}
-        with self._fake_mode, torch.no_grad():
-            for node in program.graph.nodes:
-                if node.op != "call_function":
-                    continue
-                values = [source.meta.get("val") for source in node.all_input_nodes]
-                call = (node.target, node.args, node.kwargs, node.meta.get("val"), values)
-                if not _is_same(call, self._checked.get(node)):
-                    _run(node)
-                checked[node] = call
-        self._checked = checked
+        types: dict[fx.Node, Type] = {}
+        for node in program.graph.nodes:
+            if node.op == "output":
+                continue
+            types[node] = _type(node.meta.get("val"))
+            if node.op == "call_function":
+                self._check(node, types)
 
+    def _check(self, node: fx.Node, types: dict[fx.Node, Type]) -> None:
+        call = (node.target, _signature(node.args, types), _signature(node.kwargs, types))
+        if call not in self._results:
+            self._results[call] = _without_strides(_type(self._run(node)))
+        if _without_strides(types[node]) != self._results[call]:
+            with self._fake_mode:
+                found = described(self._run(node))
+            stated = described(node.meta.get("val"))
+            where = "" if found != stated else " on another device"
+            raise VerificationError(f"{node.name} is stated to be {stated} but is {found}{where}\n{surroundings(node)}")
 
-def _is_same(call: _Call, known: _Call | None) -> bool:
-    """Whether a call was checked: the same operator on the same arguments, and the very same values."""
-    if known is None or call[0] is not known[0] or call[3] is not known[3] or len(call[4]) != len(known[4]):
-        return False
-    return all(a is b for a, b in zip(call[4], known[4], strict=True)) and call[1:3] == known[1:3]
-
-
-def _run(node: fx.Node) -> None:
-    try:
+    def _run(self, node: fx.Node) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-        found = node.target(*args, **kwargs)  # type: ignore[operator]
-    except Exception as error:
-        raise VerificationError(f"{node.name} cannot run: {error}\n{surroundings(node)}") from error
-    _compare(node, node.meta.get("val"), found)
+        try:
+            with self._fake_mode, torch.no_grad():
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception as error:
+            raise VerificationError(f"{node.name} cannot run: {error}\n{surroundings(node)}") from error
 
 
-def _compare(node: fx.Node, stated: Any, found: Any) -> None:
-    if isinstance(found, (list, tuple)):
-        if not isinstance(stated, (list, tuple)) or len(stated) != len(found):
-            raise VerificationError(
-                f"{node.name} is stated to be {described(stated)} but is {described(found)}\n{surroundings(node)}"
-            )
-        for one, other in zip(stated, found, strict=True):
-            _compare(node, one, other)
-    elif isinstance(found, torch.Tensor):
-        right = isinstance(stated, torch.Tensor) and stated.dtype == found.dtype and stated.device == found.device
-        if not right or list(map(str, stated.shape)) != list(map(str, found.shape)):
-            shown = [f"{t.dtype} {tuple(t.shape)}" if isinstance(t, torch.Tensor) else str(t) for t in (stated, found)]
-            raise VerificationError(f"{node.name} is stated to be {shown[0]} but is {shown[1]}\n{surroundings(node)}")
+def _type(value: Any) -> Type:
+    """Dtype, device, shape and strides of a tensor, or of each in a list; symbols by their expression."""
+    if isinstance(value, torch.Tensor):
+        return (value.dtype, value.device, _sizes(value.shape), _sizes(value.stride()))
+    if isinstance(value, (list, tuple)):
+        return ("list", *map(_type, value))
+    return ("value", type(value))
+
+
+def _without_strides(kind: Type) -> Type:
+    if kind[0] == "list":
+        return ("list", *map(_without_strides, kind[1:]))
+    return kind[:3]
+
+
+def _sizes(sizes: Any) -> tuple[Any, ...]:
+    return tuple(size if type(size) is int else str(size) for size in sizes)
+
+
+def _signature(value: Any, types: dict[fx.Node, Type]) -> Any:
+    """Arguments of a call, each value by its type; what is written into the call as it is."""
+    if isinstance(value, fx.Node):
+        kind = types[value]
+        return kind if kind[0] != "value" else (kind, str(value.meta.get("val")))
+    if isinstance(value, (list, tuple)):
+        return ("list", *(_signature(item, types) for item in value))
+    if isinstance(value, dict):
+        return ("dict", *((name, _signature(item, types)) for name, item in value.items()))
+    if isinstance(value, slice):
+        return ("slice", _signature((value.start, value.stop, value.step), types))
+    return (type(value), repr(value))

@@ -1,11 +1,13 @@
 """The collectives of a program: what they move, over which axis, in which order."""
 
-import hashlib
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
+from graphopt.errors import VerificationError
 from graphopt.ir.facts import Phase, facts_of
 from graphopt.ir.program import Program
 from graphopt.ir.values import byte_size, described
@@ -60,10 +62,28 @@ def collectives_of(program: Program) -> list[Collective]:
     return [collective for collective in found if collective is not None]
 
 
-def collective_signature(program: Program) -> str:
-    """Digest of kinds, axes, ranks, sums, shapes and dtypes of all collectives in order: ranks must agree on it."""
-    digest = hashlib.sha256()
-    for collective in collectives_of(program):
-        node = collective.node
-        digest.update(f"{collective.kind} {node.args[1:]} {described(node.meta['val'])}\n".encode())
-    return digest.hexdigest()
+def collective_calls(program: Program) -> list[str]:
+    """Kind, arguments, results and members of all collectives in order, a line each: ranks must agree on it."""
+    return [_call(collective) for collective in collectives_of(program)]
+
+
+def _call(collective: Collective) -> str:
+    node = collective.node
+    members = ", ".join(source.name for source in sources_of(node))
+    return f"{collective.kind} {node.args[1:]} of {members} to {described(node.meta['val'])}"
+
+
+def first_difference(calls: Sequence[Sequence[str]]) -> str | None:
+    """Where the collectives of some rank are no longer those of the first, in words; None if they are all the same."""
+    for rank, others in enumerate(calls):
+        for index, (one, other) in enumerate(itertools.zip_longest(calls[0], others, fillvalue="nothing more")):
+            if one != other:
+                return f"as collective {index} rank 0 calls {one}, rank {rank} {other}"
+    return None
+
+
+def check_ranks(programs: Sequence[Program]) -> None:
+    """Raises VerificationError if the programs of the ranks, in order, do not call the same collectives."""
+    difference = first_difference([collective_calls(program) for program in programs])
+    if difference is not None:
+        raise VerificationError(f"the ranks would wait for each other: {difference}")

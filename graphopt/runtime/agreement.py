@@ -1,5 +1,7 @@
 """Ranks make sure that they hold the same plan, model and program before they depend on each other."""
 
+import hashlib
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,23 +21,38 @@ class Statement:
 def agree(statement: Statement, group: dist.ProcessGroup | None) -> None:
     """Exchange statements over `group` (None for a world of one).
 
-    Raises RankMismatchError on every rank if any rank failed or states other facts than the first.
+    Raises RankMismatchError on every rank if any rank failed or states other facts than the first. Digests travel
+    first, so that long facts cost nothing where all is well.
     """
     if group is None:
         return
-    statements: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(statements, statement, group=group)
-    failed = {rank: s.error for rank, s in enumerate(statements) if s.error is not None}
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in statement.facts.items()}
+    answers = _exchanged((digests, statement.error), group)
+    failed = {rank: error for rank, (_, error) in enumerate(answers) if error is not None}
     if failed:
         raise RankMismatchError("; ".join(f"rank {rank} failed: {error}" for rank, error in failed.items()))
-    first = statements[0].facts
-    for rank, other in enumerate(statements):
-        for name, value in first.items():
-            if other.facts.get(name) != value:
-                raise RankMismatchError(
-                    f"the ranks differ in their {name}: rank 0 has {_short(value)}, rank {rank} has "
-                    f"{_short(other.facts.get(name, 'none'))}; start every rank with the same program and arguments"
-                )
+    if any(theirs != digests for theirs, _ in answers):
+        raise RankMismatchError(_difference(_exchanged(statement.facts, group)))
+
+
+def _exchanged(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def _difference(facts: list[dict[str, str]]) -> str:
+    """The first line in which some rank differs from the first."""
+    for rank, theirs in enumerate(facts):
+        for name in facts[0].keys() | theirs.keys():
+            lines = [each.get(name, "none").splitlines() for each in (facts[0], theirs)]
+            for one, other in itertools.zip_longest(*lines, fillvalue="nothing more"):
+                if one != other:
+                    return (
+                        f"the ranks differ in their {name}: rank 0 has {_short(one)}, rank {rank} has {_short(other)}; "
+                        "start every rank with the same program and arguments"
+                    )
+    raise AssertionError("digests differ, facts do not")
 
 
 def _short(text: str, width: int = 200) -> str:
