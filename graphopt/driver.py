@@ -138,6 +138,7 @@ class Compilation:
     captured: Capture
     halves: Halves
     seeded: tuple[bool, ...]
+    layouts: Layouts
     report: Report
     functions: dict[str, EmittedFunction]
 
@@ -204,7 +205,7 @@ def lower(
         source_path=emitted.path,
         notes=emitted.notes,
     )
-    return Compilation(captured, halves, seeded, report, emitted.functions)
+    return Compilation(captured, halves, seeded, layouts, report, emitted.functions)
 
 
 def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan) -> Capture:

@@ -1,0 +1,197 @@
+"""Runs a compilation beside the uncompiled model, pass by pass, and finds the pass and the node where they part."""
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from graphopt.driver import Compilation, lower
+from graphopt.errors import GraphoptError
+from graphopt.inspect.outcome import Outcome, Workload, eager_outcome, inputs_of, program_outcome
+from graphopt.inspect.simulate import Simulation
+from graphopt.ir import Program, facts_of
+from graphopt.passes import REGISTRY
+from graphopt.passes.base import Pass, Tier
+from graphopt.passes.pipeline import PassRecord
+from graphopt.plan import Plan
+
+_BOUND_IN_EPSILONS = 64
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One pass (or the capture) against what came before it.
+
+    worst: the largest difference of an output, relative to its largest element; role: of which. bound: what is allowed.
+    """
+
+    name: str
+    tier: Tier
+    worst: float
+    bound: float
+    role: str
+
+    @property
+    def agrees(self) -> bool:
+        return self.worst <= self.bound
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All passes compared; the first that disagrees, and the first node whose value is another since then."""
+
+    comparisons: list[Comparison]
+    node: str | None = None
+
+    @property
+    def guilty(self) -> Comparison | None:
+        return next((each for each in self.comparisons if not each.agrees), None)
+
+
+@dataclass
+class _Snapshots:
+    """An observer that keeps the program as each pass left it, starting over when a compilation does."""
+
+    taken: list[tuple[str, Program]] = field(default_factory=list)
+
+    def observe(self, record: PassRecord, program: Program) -> None:
+        if record.name == "capture":
+            self.taken.clear()
+        self.taken.append((record.name, copied(program)))
+
+
+def copied(program: Program) -> Program:
+    """A program with a graph of its own; values and facts are shared."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.graph, {}))
+    for one, other in zip(graph.nodes, program.graph.nodes, strict=True):
+        one.meta = dict(other.meta)
+    return dataclasses.replace(
+        program,
+        module=fx.GraphModule(program.module, graph),
+        inputs=list(program.inputs),
+        outputs=list(program.outputs),
+        constants=dict(program.constants),
+    )
+
+
+def check(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plan: Plan,
+    registry: Mapping[str, type[Pass]] = REGISTRY,
+) -> Verdict:
+    """Compare the model, its capture and the program after each pass of a resolved plan, one with the next.
+
+    All ranks of the mesh run in this process, each with a batch of its own (the example's elements, rotated) and the
+    same random numbers as in eager. A bitwise pass may change no bit; one that reassociates, and what is compared with
+    the model itself (the capture and the first pass), at most 64 epsilons of the dtype in which parameters compute,
+    relative to the largest element. The model is not changed.
+    Raises GraphoptError if its parameters have no values.
+    """
+    if any(tensor.device.type == "meta" for tensor in itertools.chain(model.parameters(), model.buffers())):
+        raise GraphoptError(
+            "the model is on the meta device, so there is nothing to compare; build it with its weights"
+        )
+    snapshots = _Snapshots()
+    compilation = lower(
+        model, args, kwargs, dataclasses.replace(plan, verify=False), observer=snapshots.observe, registry=registry
+    )
+    workload = _workload(model, args, kwargs, plan, compilation)
+    known, is_eager = eager_outcome(workload), True
+    comparisons: list[Comparison] = []
+    for name, program in snapshots.taken:
+        # What is just captured may not be differentiable yet: canonicalize sees to that.
+        is_capture = name not in registry
+        found = program_outcome(program, workload, gradients=not is_capture)
+        tier = Tier.REASSOCIATES if is_eager else registry[name].tier
+        expected = {role: values for role, values in known.items() if not is_capture or role in found}
+        comparisons.append(_compared(name, tier, expected, found, workload.epsilon))
+        if not is_capture:
+            known, is_eager = found, False
+        if not comparisons[-1].agrees:
+            node = _first_node(snapshots.taken, len(comparisons) - 1, comparisons[-1], workload)
+            return Verdict(comparisons, node)
+    return Verdict(comparisons)
+
+
+def _workload(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan, compilation: Compilation
+) -> Workload:
+    return Workload(
+        model=copy.deepcopy(model),
+        args=args,
+        kwargs=kwargs,
+        mesh=dict(plan.mesh),
+        layouts=compilation.layouts,
+        names=compilation.captured.names,
+        seeded=compilation.seeded,
+        dtype=plan.precision.compute_dtype if plan.precision is not None else None,
+    )
+
+
+def _compared(name: str, tier: Tier, before: Outcome, after: Outcome, epsilon: float) -> Comparison:
+    """The worst of all outputs that both have."""
+    worst, role = 0.0, ""
+    for key in sorted(before.keys() | after.keys()):
+        if key not in before or key not in after:
+            apart = float("inf")
+        else:
+            apart = max(_apart(a, b) for a, b in zip(before[key], after[key], strict=True))
+        if apart > worst:
+            worst, role = apart, key
+    return Comparison(name, tier, worst, 0.0 if tier is Tier.BITWISE else _BOUND_IN_EPSILONS * epsilon, role)
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference, relative to the largest element; infinite if only one is finite there, or shapes differ."""
+    if one.shape != other.shape:
+        return float("inf")
+    if one.numel() == 0 or torch.equal(one, other):
+        return 0.0
+    a, b = one.double(), other.double()
+    both_nan = a.isnan() & b.isnan()
+    apart = torch.where(both_nan | (a == b), torch.zeros(()).double(), (a - b).abs())
+    scale = a.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    worst = float(apart.max() / scale) if scale > 0 else float(apart.max())
+    return worst if worst == worst else float("inf")
+
+
+def _first_node(taken: list[tuple[str, Program]], index: int, comparison: Comparison, workload: Workload) -> str | None:
+    """The first node of the program after the guilty pass whose value is another than its counterpart's before."""
+    if index == 0:
+        return None
+    before, after = taken[index - 1][1], taken[index][1]
+    counterpart = _counterparts(before, after)
+    known = {node.name: value for node, value in _run(before, workload)}
+    for node, value in _run(after, workload):
+        name = counterpart(node)
+        if name in known and _differ(known[name], value, comparison.bound):
+            facts = facts_of(node)
+            place = " ".join(filter(None, (facts.module, facts.source)))
+            return f"{node.name} ({place})" if place else node.name
+    return None
+
+
+def _counterparts(before: Program, after: Program) -> Callable[[fx.Node], str]:
+    """The name, in the program before, of a node after: its own, or where levels differ what it was recorded from."""
+    if before.level is after.level:
+        return lambda node: node.name
+    last = {facts_of(node).origin: node for node in after.compute_nodes() if facts_of(node).origin is not None}
+    return lambda node: str(facts_of(node).origin) if last.get(facts_of(node).origin) is node else ""
+
+
+def _run(program: Program, workload: Workload) -> Any:
+    with torch.no_grad():
+        yield from Simulation(program, workload.mesh).run(inputs_of(program, workload))
+
+
+def _differ(one: list[Any], other: list[Any], bound: float) -> bool:
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if isinstance(a, torch.Tensor)]
+    return any(a.shape == b.shape and _apart(a, b) > bound for a, b in pairs)
