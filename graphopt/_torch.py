@@ -68,7 +68,6 @@ def trace(function: Any, arguments: list[Any], fake_mode: FakeTensorMode) -> tor
         fake_mode,
         tracing(TracingContext(fake_mode)),
         torch.autograd.set_multithreading_enabled(False),
-        torch.compiler._non_strict_tracing_context(),
     ):
         return make_fx(function, record_stack_traces=False)(*arguments)
 
