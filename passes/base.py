@@ -17,6 +17,7 @@ class Tier(enum.Enum):
 
     BITWISE = "bitwise"
     REASSOCIATES = "reassociates"
+    WHOLE_BATCH = "whole batch"  # ranks compute together what each computed of its part: as eager on all of it
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import fx
 from graphopt._torch import sequence_number, trace, traced_graph
 from graphopt.ir import Input, InputKind, Level, Output, OutputKind, Phase, Program, annotate
 from graphopt.passes.base import Pass, PassContext
+from graphopt.passes.functionalize import functionalize
 from graphopt.passes.rewrite import remove_dead, remove_identities
 
 _DETACHED = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default)
@@ -38,6 +39,7 @@ class Differentiate(Pass):
         _name_inputs(program)
         bypassed = _bypass(program)
         context.statistics.update(
+            functionalized=functionalize(program),
             backward=len(program.compute_nodes(Phase.BACKWARD)),
             identities=bypassed + remove_identities(program),
             dead=remove_dead(program),

@@ -18,14 +18,14 @@ _BATCH_NORM = aten._native_batch_norm_legit_functional.default
 class SynchronizeBatchNorm(Pass):
     """Replace batch normalization in training mode by its definition with sums over the data-parallel ranks.
 
-    Mean and variance are taken in two passes over the input, as eager does (Ioffe and Szegedy 2015, algorithm 1); ranks
-    may hold parts of different sizes.
+    Mean and variance are taken in two passes over the input, as eager does (Ioffe and Szegedy 2015, algorithm 1), in
+    float32 at least; ranks may hold parts of different sizes.
     """
 
     name = "synchronize_batch_norm"
     level = Level.FORWARD
     produces = Level.FORWARD
-    tier = Tier.REASSOCIATES
+    tier = Tier.WHOLE_BATCH
 
     def run(self, program: Program, context: PassContext) -> bool:
         axis = next(iter(context.mesh))
@@ -51,10 +51,15 @@ def _replace(builder: Builder, node: fx.Node, axis: str) -> None:
     def call(target: object, *args: object, **kwargs: object) -> fx.Node:
         return builder.call(target, *args, like=node, phase=Phase.FORWARD, **kwargs)  # type: ignore[arg-type]
 
+    def cast(given: fx.Node, dtype: torch.dtype) -> fx.Node:
+        return given if given.meta["val"].dtype == dtype else call(aten._to_copy.default, given, dtype=dtype)
+
     def spread(per_channel: object) -> fx.Node:
         return call(aten.reshape.default, per_channel, broadcast)
 
+    wide = torch.promote_types(value.meta["val"].dtype, torch.float32)
     with builder.before(node):
+        value = cast(value, wide)
         total = call(aten.sum.dim_IntList, value, others)
         count = call(aten.sum.default, call(aten.ones_like.default, call(aten.select.int, value, 1, 0)))
         packed = call(all_reduce, call(aten.cat.default, [total, call(aten.reshape.default, count, [1])]), axis)
@@ -77,6 +82,7 @@ def _replace(builder: Builder, node: fx.Node, axis: str) -> None:
             3: call(aten.lerp.Scalar, running_mean, call(aten.detach.default, mean), momentum),
             4: call(aten.lerp.Scalar, running_var, call(aten.detach.default, unbiased), momentum),
         }
+        results = {i: cast(result, node.meta["val"][i].dtype) for i, result in results.items()}
     for item in list(node.users):
         assert item.target is operator.getitem
         item.replace_all_uses_with(results[item.args[1]])  # type: ignore[index]

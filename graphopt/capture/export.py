@@ -125,19 +125,28 @@ def _as_computed(tensor: torch.Tensor, compute_dtype: torch.dtype | None) -> tor
     return torch.empty(tensor.shape, dtype=dtype, device=_device(tensor)).requires_grad_(tensor.requires_grad)
 
 
+def kept_as_stored(model: nn.Module) -> set[int]:
+    """Ids of the parameters that compute in the dtype they are stored in, whatever the precision.
+
+    Those of batch norms: their kernels want the dtype of the running statistics.
+    """
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return {id(parameter) for norm in norms for parameter in norm.parameters()}
+
+
 def _fake_state(
     model: nn.Module, fake_mode: FakeTensorMode, compute_dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
     """A fake stand-in for each parameter and buffer by every name it has; tied ones share theirs."""
     stand_ins: dict[int, torch.Tensor] = {}
+    stored = kept_as_stored(model)
     state: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in stand_ins:
-            floating = compute_dtype is not None and parameter.is_floating_point()
+            is_cast = parameter.is_floating_point() and id(parameter) not in stored
+            dtype = compute_dtype if compute_dtype is not None and is_cast else parameter.dtype
             with fake_mode:
-                value = torch.empty(
-                    parameter.shape, dtype=compute_dtype if floating else parameter.dtype, device=_device(parameter)
-                )
+                value = torch.empty(parameter.shape, dtype=dtype, device=_device(parameter))
             stand_ins[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
         state[name] = stand_ins[id(parameter)]
     for name, buffer in model.named_buffers(remove_duplicate=False):

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from graphopt.capture.arguments import flatten_call
+from graphopt.capture.export import kept_as_stored
 from graphopt.capture.structure import take_apart
 from graphopt.inspect.simulate import SeededDraws, Simulation, Values
 from graphopt.ir import Input, InputKind, Level, OutputKind, ParameterLayout, Program
@@ -66,29 +67,55 @@ class Workload:
 
 def eager_outcome(workload: Workload) -> Outcome:
     """The model itself, on each rank's batch in turn."""
-    users: list[list[torch.Tensor]] = []
-    gradients: list[dict[str, torch.Tensor]] = []
-    buffers: list[dict[str, torch.Tensor]] = []
-    _, spec = flatten_call(workload.args, workload.kwargs)
-    for rank in range(workload.ranks):
-        model = copy.deepcopy(workload.model)
-        if workload.dtype is not None:
-            for parameter in model.parameters():
+    runs = [_eager_run(workload, workload.batch(rank), rank) for rank in range(workload.ranks)]
+    found: Outcome = {}
+    for run in runs:
+        for role, value in (run.users | run.buffers).items():
+            found.setdefault(role, []).append(value)
+    return found | _means([run.gradients for run in runs])
+
+
+def whole_batch_outcome(workload: Workload) -> Outcome:
+    """The model itself, on the batches of all ranks as one; of its outputs the scalars, as means over the ranks."""
+    parts = [workload.batch(rank) for rank in range(workload.ranks)]
+    whole = [torch.cat(tensors) if tensors[0].dim() else tensors[0] for tensors in zip(*parts, strict=True)]
+    run = _eager_run(workload, whole, 0)
+    found: Outcome = {role: [value] for role, value in run.users.items() if value.dim() == 0}
+    for role, value in run.buffers.items():
+        found[role] = [value] * workload.ranks
+    return found | _means([run.gradients])
+
+
+@dataclass(frozen=True)
+class _EagerRun:
+    """Outputs and changed buffers by role, gradients by parameter."""
+
+    users: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+
+
+def _eager_run(workload: Workload, batch: list[torch.Tensor], rank: int) -> _EagerRun:
+    model = copy.deepcopy(workload.model)
+    if workload.dtype is not None:
+        stored = kept_as_stored(model)
+        for parameter in model.parameters():
+            if id(parameter) not in stored:
                 parameter.data = workload.computed(parameter.data)
-        batch = workload.batch(rank)
-        args, kwargs = spec.rebuild(batch)
-        outputs: list[torch.Tensor] = []
-        with SeededDraws(rank):
-            take_apart(model(*args, **kwargs), outputs)
-            parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            gradients.append(_gradients(workload, outputs, parameters))
-        users.append([output.detach() for output in outputs])
-        buffers.append(dict(model.named_buffers()))
-    found: Outcome = {f"user {index}": [each[index] for each in users] for index in range(len(users[0]))}
-    for name, value in workload.model.named_buffers():
-        if any(not torch.equal(value, each[name]) for each in buffers):
-            found[f"buffer {name}"] = [each[name] for each in buffers]
-    return found | _means(gradients)
+    _, spec = flatten_call(workload.args, workload.kwargs)
+    args, kwargs = spec.rebuild(batch)
+    outputs: list[torch.Tensor] = []
+    with SeededDraws(rank):
+        take_apart(model(*args, **kwargs), outputs)
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        gradients = _gradients(workload, outputs, parameters)
+    before = dict(workload.model.named_buffers())
+    changed = {n: b for n, b in model.named_buffers() if not torch.equal(b, before[n])}
+    return _EagerRun(
+        {f"user {index}": output.detach() for index, output in enumerate(outputs)},
+        {f"buffer {name}": buffer for name, buffer in changed.items()},
+        gradients,
+    )
 
 
 def program_outcome(program: Program, workload: Workload, *, gradients: bool = True) -> Outcome:
@@ -97,9 +124,10 @@ def program_outcome(program: Program, workload: Workload, *, gradients: bool = T
     inputs = inputs_of(program, workload, leaves=training)
     with torch.enable_grad() if training else torch.no_grad():
         results = _results(program, workload, inputs)
-    found: Outcome = {}
+    users = [values for role, values in zip(program.outputs, results, strict=True) if role.kind is OutputKind.USER]
+    found: Outcome = {f"user {index}": [value.detach() for value in values] for index, values in enumerate(users)}
     for role, values in zip(program.outputs, results, strict=True):
-        if role.kind in (OutputKind.USER, OutputKind.BUFFER):
+        if role.kind is OutputKind.BUFFER:
             found[str(role)] = [value.detach() for value in values]
     if training:
         return found | _autograd_gradients(program, workload, inputs, results)

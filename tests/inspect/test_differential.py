@@ -1,0 +1,95 @@
+"""A compilation beside the model: right ones agree, and a fault planted in a pass is found there, with its node."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from graphopt.errors import GraphoptError
+from graphopt.inspect.differential import check
+from graphopt.inspect.simulate import Simulation
+from graphopt.ir import Level, Program
+from graphopt.passes import REGISTRY
+from graphopt.passes.base import Pass, PassContext
+from graphopt.plan import Plan
+from tests.ir.built import Hand, functional
+from tests.support.zoo import ZOO
+
+aten = torch.ops.aten
+PLANS = ["zero=0", "zero=1", "zero=3,zero.whole_below=0", "zero=3,precision=bf16"]
+
+
+@pytest.mark.parametrize("text", PLANS)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "deepseek", "odd"])
+def test_what_the_passes_make_agrees_with_the_model(name: str, text: str) -> None:
+    model = ZOO[name].build().train()
+    verdict = check(model, (), ZOO[name].batch(), Plan.parse(text).resolve(2))
+    assert verdict.guilty is None and verdict.node is None, verdict
+    assert [each.name for each in verdict.comparisons][:3] == ["capture", "canonicalize", "differentiate"]
+
+
+class _Block(nn.Module):
+    """Batch norm and a weight that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.second = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(self.first(self.first(x)))
+        return self.second(self.norm(y) * x).square().mean()
+
+
+PLAN = "zero=3,zero.whole_below=0,precision=fp32,batch_norm=global"
+
+
+def _planted(kind: type[Pass]) -> type[Pass]:
+    """The pass, followed by a fault: a product, sum or quotient of another factor."""
+
+    class Faulty(kind):  # type: ignore[misc, valid-type]
+        def run(self, program: Program, context: PassContext) -> bool:
+            changed: bool = super().run(program, context)
+            targets = (aten.tanh.default,) if program.level is Level.FORWARD else (aten.tanh_backward.default,)
+            node = next(n for n in program.compute_nodes() if n.target in targets)
+            with program.graph.inserting_after(node):
+                twice = program.graph.call_function(aten.mul.Tensor, (node, 3))
+            twice.meta = dict(node.meta)
+            node.replace_all_uses_with(twice, delete_user_cb=lambda user: user is not twice)
+            return changed
+
+    return Faulty
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_fault_is_traced_to_the_pass_that_made_it(name: str) -> None:
+    registry: dict[str, Any] = {**REGISTRY, name: _planted(REGISTRY[name])}
+    call = {"x": torch.randn(6, 8)}
+    plan = Plan.parse(PLAN).resolve(2)
+    assert check(_Block(), (), call, plan).guilty is None
+    verdict = check(_Block(), (), call, plan, registry)
+    assert verdict.guilty is not None and verdict.guilty.name == name
+    assert verdict.node is not None or name in ("canonicalize",)
+
+
+def test_a_model_without_values_cannot_be_compared() -> None:
+    with torch.device("meta"):
+        model = nn.Linear(2, 2)
+    with pytest.raises(GraphoptError, match="meta device"):
+        check(model, (torch.randn(1, 2),), {}, Plan().resolve(1))
+
+
+def test_ranks_of_two_axes_exchange_within_theirs() -> None:
+    """On a 2 x 3 mesh the groups of an axis are those that differ on it alone."""
+    hand = Hand()
+    value = hand.input(1)
+    gathered = hand.waited(hand.call(functional.all_gather_into_tensor_coalesced.default, [value], 3, "tp"), 0)
+    launched = hand.call(functional.all_reduce.default, value, "sum", "dp")
+    total = hand.call(functional.wait_tensor.default, launched)
+    program = hand.program(gathered, total)
+    simulation = Simulation(program, {"dp": 2, "tp": 3})
+    values = dict(simulation.run([[torch.tensor([float(10**rank)]) for rank in range(6)]]))
+    assert [each.tolist() for each in values[gathered]] == [[1, 10, 100]] * 3 + [[1e3, 1e4, 1e5]] * 3
+    assert [each.item() for each in values[total]] == [1001, 10010, 100100] * 2
