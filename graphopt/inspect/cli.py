@@ -14,6 +14,7 @@ from rich.syntax import Syntax
 
 from graphopt.driver import lower
 from graphopt.errors import GraphoptError
+from graphopt.inspect.differential import check, verdict_table
 from graphopt.inspect.recorder import Recorder
 from graphopt.inspect.target import load_target
 from graphopt.passes.pipeline import Observer
@@ -114,6 +115,22 @@ def source(
     _show({"path": str(report.source_path), "source": report.source}, as_json, Syntax(report.source, "python"))
 
 
+@app.command(name="check")
+def differential_check(
+    target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
+) -> None:
+    """Run the model and the program after each pass, on all ranks in this process, and compare; exit code 1 if one
+    differs."""
+    resolved = _plan(plan, world)
+    model, args, kwargs = load_target(target)
+    model.train(not evaluation)
+    with torch.set_grad_enabled(not evaluation):
+        verdict = check(model, args, kwargs, resolved)
+    _show(verdict.to_dict(), as_json, verdict_table(verdict))
+    if verdict.guilty is not None:
+        raise typer.Exit(1)
+
+
 def _record(target: str, plan_text: str, world: int | None, evaluation: bool) -> Recorder:
     """The program after every pass, as text: only where it is asked for, for large models print slowly."""
     recorder = Recorder()
@@ -125,15 +142,17 @@ def _record(target: str, plan_text: str, world: int | None, evaluation: bool) ->
 def _compile(
     target: str, plan_text: str, world: int | None, evaluation: bool, observer: Observer | None = None
 ) -> Report:
-    plan = (
-        Plan.load(plan_text) if Path(plan_text).suffix in (".yaml", ".yml", ".json", ".toml") else Plan.parse(plan_text)
-    )
-    ranks = world if world is not None else max(1, _product(plan))
-    resolved = plan.resolve(ranks)
+    resolved = _plan(plan_text, world)
     model, args, kwargs = load_target(target)
     model.train(not evaluation)
     with torch.set_grad_enabled(not evaluation):
         return lower(model, args, kwargs, resolved, observer=observer).report
+
+
+def _plan(text: str, world: int | None) -> Plan:
+    """The plan of a text or file, resolved for `world` ranks, or for those of its mesh."""
+    plan = Plan.load(text) if Path(text).suffix in (".yaml", ".yml", ".json", ".toml") else Plan.parse(text)
+    return plan.resolve(world if world is not None else max(1, _product(plan)))
 
 
 def _product(plan: Plan) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import fx, nn
 
 from graphopt.driver import Compilation, lower
@@ -51,6 +52,19 @@ class Verdict:
     @property
     def guilty(self) -> Comparison | None:
         return next((each for each in self.comparisons if not each.agrees), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        passes = [{**dataclasses.asdict(each), "tier": each.tier.value} for each in self.comparisons]
+        return {"passes": passes, "guilty": self.guilty.name if self.guilty else None, "node": self.node}
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """For a terminal: each pass with the worst difference it made, and what is allowed."""
+    table = Table("pass", "tier", "worst difference", "allowed", "of", "")
+    for each in verdict.comparisons:
+        end = "agrees" if each.agrees else f"differs, first at {verdict.node}" if verdict.node else "differs"
+        table.add_row(each.name, each.tier.value, f"{each.worst:.1e}", f"{each.bound:.1e}", each.role, end)
+    return table
 
 
 @dataclass

@@ -27,6 +27,9 @@ def wordy():
 def misfit():
     return nn.Linear(4, 4), {"nonsense": torch.empty(2, 4)}
 
+def real():
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)), (torch.randn(4, 8),)
+
 def narrow():
     return nn.Linear(4, 4), (torch.empty(2, 5),)
 
@@ -62,6 +65,14 @@ def test_every_view_as_text_and_json(target: str, view: str) -> None:
     assert text.returncode == 0 and text.stdout, text.stderr
     values = _run(view, f"{target}:model", *plan, "--json")
     assert values.returncode == 0 and json.loads(values.stdout)
+
+
+def test_a_check_compares_every_pass(target: str) -> None:
+    plan = ["--plan", "dp=2,zero=3,zero.whole_below=0"]
+    shown = _run("check", f"{target}:real", *plan)
+    assert shown.returncode == 0 and shown.stdout.count("agrees") == 6, shown.stderr
+    values = json.loads(_run("check", f"{target}:real", *plan, "--json").stdout)
+    assert values["guilty"] is None and [each["worst"] for each in values["passes"]] == [0.0] * 6
 
 
 def test_bytes_on_many_ranks(target: str) -> None:
@@ -113,6 +124,7 @@ def test_a_difference_and_a_graph_in_between(target: str) -> None:
         (["memory", "{}:misfit"], ["Linear.forward", "missing a required argument: 'input'"]),
         (["memory", "{}:narrow"], ["could not be captured", "reduction dim"]),
         (["memory", "{}:model", "--plan", "passes=canonicalize"], ["without gradients", "add differentiate"]),
+        (["check", "{}:model", "--plan", "dp=2,zero=3"], ["meta device"]),
         (["memory", "{}:model", "--plan", "zero=9"], ["zero.stage=9", "3"]),
         (["memory", "{}:model", "--plan", "dp=3", "--world", "4"], ["dp=4"]),
         (["graph", "{}:model", "--after", "zerro", "--plan", "dp=2,zero=3"], ["'zerro'", "'zero'"]),

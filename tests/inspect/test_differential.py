@@ -74,6 +74,12 @@ def test_a_fault_is_traced_to_the_pass_that_made_it(name: str) -> None:
     assert verdict.node is not None or name in ("canonicalize",)
 
 
+@pytest.mark.parametrize("statistics", ["local", "global"])
+def test_batch_norms_compute_in_the_dtype_they_are_stored_in(statistics: str) -> None:
+    plan = Plan.parse(f"zero=3,zero.whole_below=0,precision=bf16,batch_norm={statistics}").resolve(2)
+    assert check(_Block(), (), {"x": torch.randn(6, 8)}, plan).guilty is None
+
+
 def test_a_model_without_values_cannot_be_compared() -> None:
     with torch.device("meta"):
         model = nn.Linear(2, 2)
