@@ -7,7 +7,7 @@ from tests.support.ranks import Ranks
 
 SMALL = [
     "--steps",
-    "8",
+    "24",
     "--batch",
     "4",
     "--sequence",
@@ -44,4 +44,4 @@ def _train(rank: int, world: int) -> tuple[float, float]:
 def test_training_lowers_the_held_out_loss(ranks) -> None:
     pool: Ranks = ranks(2)
     before, after = pool.run(_train)[0]
-    assert after < before - 0.1
+    assert after < before - 0.2

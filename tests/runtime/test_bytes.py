@@ -176,12 +176,13 @@ def _most_gathered(rank: int, world: int, prefetch: int, transport: str) -> tupl
 def test_no_more_is_gathered_at_a_time_than_the_plan_allows(ranks, prefetch: int, transport: str) -> None:
     """One bucket in use and `prefetch` on their way; gloo may hold on to one that has arrived for a moment.
 
-    Shared segments hold a rank's part of as many buckets, and of what other ranks are still to read, and the gradients
-    of a bucket with the one behind which it is waited for.
+    A shared segment is free once the others have read it, at the latest when what was launched after it was waited for
+    has arrived: twice as many as are in flight, and one. Each holds a rank's part of a bucket, or its gradients.
     """
     parameters, buffers, segments = ranks(2).run(_most_gathered, prefetch, transport)[0]
     assert 0 < parameters <= LAYER_BYTES
     if transport == "group":
         assert 0 < buffers <= (prefetch + 2) * LAYER_BYTES and segments == 0
     else:
-        assert buffers == 0 < segments <= 2 * (prefetch + 2) * (LAYER_BYTES // 2 + LAYER_BYTES)
+        in_use = 2 * (prefetch + 1) + 1
+        assert buffers == 0 < segments <= 2 * in_use * (LAYER_BYTES // 2 + LAYER_BYTES)
