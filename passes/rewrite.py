@@ -2,10 +2,10 @@
 
 import operator
 
-import torch
 from torch import fx
 
 from graphopt.ir import Effect, Program, effect_of, is_view
+from graphopt.ir.values import is_alike
 
 
 def remove_dead(program: Program) -> int:
@@ -26,22 +26,8 @@ def remove_identities(program: Program) -> int:
     for node in list(program.graph.nodes):
         if node.op == "call_function" and node.target is not operator.getitem and is_view(node):
             source = node.args[0]
-            if isinstance(source, fx.Node) and _looks_the_same(source.meta.get("val"), node.meta.get("val")):
+            if isinstance(source, fx.Node) and is_alike(source.meta.get("val"), node.meta.get("val")):
                 node.replace_all_uses_with(source)
                 program.graph.erase_node(node)
                 removed += 1
     return removed
-
-
-def _looks_the_same(before: object, after: object) -> bool:
-    if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)):
-        return False
-    if before.dtype != after.dtype or before.dim() != after.dim():
-        return False
-    pairs = zip((*before.shape, *before.stride()), (*after.shape, *after.stride()), strict=True)
-    return all(_same_size(a, b) for a, b in pairs)
-
-
-def _same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    """Equal without adding a guard: symbols are compared as expressions."""
-    return a == b if isinstance(a, int) and isinstance(b, int) else str(a) == str(b)

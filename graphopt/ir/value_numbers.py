@@ -18,6 +18,7 @@ from graphopt.ir.effects import Effect, effect_of, is_view
 from graphopt.ir.layout import ParameterLayout
 from graphopt.ir.program import Program
 from graphopt.ir.roles import InputKind
+from graphopt.ir.values import is_alike
 
 aten = torch.ops.aten
 WAIT = torch.ops._c10d_functional.wait_tensor.default
@@ -69,7 +70,7 @@ class ValueNumbers:
     def _key_of(self, node: fx.Node, numbers: Mapping[fx.Node, int]) -> Any:
         """The key of a call, or the number of an earlier value that it equals."""
         target = node.target
-        if target in _DETACHED or (is_view(node) and target is not operator.getitem and _looks_the_same(node)):
+        if target in _DETACHED or _is_identity(node):
             return numbers[node.all_input_nodes[0]]
         if target is WAIT:
             return self._awaited(node, numbers)
@@ -161,16 +162,11 @@ def _sizes(node: fx.Node) -> tuple[Any, ...]:
     return tuple(size if isinstance(size, int) else str(size) for size in node.meta["val"].shape)
 
 
-def _looks_the_same(node: fx.Node) -> bool:
-    """Whether a view has the shape, strides and dtype of what it is taken of."""
-    before, after = node.all_input_nodes[0].meta.get("val"), node.meta.get("val")
-    if not (isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)) or before.dtype != after.dtype:
+def _is_identity(node: fx.Node) -> bool:
+    """Whether a view looks just like what it is taken of."""
+    if node.target is operator.getitem or not is_view(node):
         return False
-    one, other = (*before.shape, *before.stride()), (*after.shape, *after.stride())
-    return len(one) == len(other) and all(
-        a == b if isinstance(a, int) and isinstance(b, int) else str(a) == str(b)
-        for a, b in zip(one, other, strict=True)
-    )
+    return is_alike(node.all_input_nodes[0].meta.get("val"), node.meta.get("val"))
 
 
 def _frozen(value: Any, numbers: Mapping[fx.Node, int]) -> Any:

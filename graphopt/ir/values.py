@@ -15,6 +15,18 @@ def described(value: Any) -> str:
     return type(value).__name__
 
 
+def is_alike(one: Any, other: Any) -> bool:
+    """Whether two tensors have one dtype, shape and strides; symbols compare as expressions, which adds no guard."""
+    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)) or one.dtype != other.dtype:
+        return False
+    pairs = ((*one.shape, *one.stride()), (*other.shape, *other.stride()))
+    return len(pairs[0]) == len(pairs[1]) and all(_is_same_size(a, b) for a, b in zip(*pairs, strict=True))
+
+
+def _is_same_size(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
+    return one == other if isinstance(one, int) and isinstance(other, int) else str(one) == str(other)
+
+
 def byte_size(value: Any) -> int:
     """Bytes of a tensor, or of all in a list; 0 for anything else. Symbols count with their size in the example.
 
