@@ -43,6 +43,7 @@ __all__ = [
     "traced_graph",
     "tracing_with",
     "version_of",
+    "without_guards",
 ]
 
 # torch 2.13 renamed the collectives of one tensor; 2.11 knows the old names only.
@@ -84,6 +85,14 @@ def traced_graph() -> Graph:
 def sequence_number() -> int:
     """The number that autograd will give to the next node it makes."""
     return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def without_guards(fake_mode: FakeTensorMode) -> Iterator[None]:
+    """Run on fake tensors of `fake_mode` without that what is asked of symbolic sizes binds them."""
+    assert fake_mode.shape_env is not None
+    with fake_mode.shape_env.suppress_guards():
+        yield
 
 
 def shape_guards(fake_mode: FakeTensorMode, fakes: list[Any]) -> str | None:

@@ -261,7 +261,7 @@ def _unreduced(
     captured = _capture(model, args, kwargs, plan)
     program = captured.program
     context = _context(captured, plan, layouts, compilation.seeded, reduce=False)
-    Pipeline.parse(compilation.report.pipeline, REGISTRY).run(program, context)
+    Pipeline.parse(compilation.report.pipeline, REGISTRY).run(program, context, verify=plan.verify)
     backward = split(program).backward
     assert backward is not None and compilation.halves.backward is not None
     assert backward.inputs == compilation.halves.backward.inputs

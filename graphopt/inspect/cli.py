@@ -119,8 +119,7 @@ def source(
 def differential_check(
     target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
 ) -> None:
-    """Run the model and the program after each pass, on all ranks in this process, and compare; exit code 1 if one
-    differs."""
+    """Run the program after each pass beside the model, on all ranks in this process; exit code 1 if one differs."""
     resolved = _plan(plan, world)
     model, args, kwargs = load_target(target)
     model.train(not evaluation)

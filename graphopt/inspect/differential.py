@@ -117,10 +117,15 @@ def check(
     compilation = lower(
         model, args, kwargs, dataclasses.replace(plan, verify=False), observer=snapshots.observe, registry=registry
     )
-    workload = _workload(model, args, kwargs, plan, compilation)
+    with torch.random.fork_rng(devices=[]):
+        return _compare_all(snapshots.taken, _workload(model, args, kwargs, plan, compilation), registry)
+
+
+def _compare_all(taken: list[tuple[str, Program]], workload: Workload, registry: Mapping[str, type[Pass]]) -> Verdict:
+    """Each program with the one before, the first with the model, up to the first that differs."""
     known, is_eager = eager_outcome(workload), True
     comparisons: list[Comparison] = []
-    for name, program in snapshots.taken:
+    for name, program in taken:
         # What is just captured may not be differentiable yet: canonicalize sees to that.
         is_capture = name not in registry
         found = outcome = program_outcome(program, workload, gradients=not is_capture)
@@ -132,7 +137,7 @@ def check(
         if not is_capture:
             known, is_eager = outcome, False
         if not comparisons[-1].agrees:
-            node = _first_node(snapshots.taken, len(comparisons) - 1, comparisons[-1], workload)
+            node = _first_node(taken, len(comparisons) - 1, comparisons[-1], workload)
             return Verdict(comparisons, node)
     return Verdict(comparisons)
 

@@ -24,7 +24,9 @@ PLANS = ["zero=0", "zero=1", "zero=3,zero.whole_below=0", "zero=3,precision=bf16
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "deepseek", "odd"])
 def test_what_the_passes_make_agrees_with_the_model(name: str, text: str) -> None:
     model = ZOO[name].build().train()
-    verdict = check(model, (), ZOO[name].batch(), Plan.parse(text).resolve(2))
+    batch, state = ZOO[name].batch(), torch.get_rng_state()
+    verdict = check(model, (), batch, Plan.parse(text).resolve(2))
+    assert torch.equal(torch.get_rng_state(), state), "the user's generator is left alone"
     assert verdict.guilty is None and verdict.node is None, verdict
     assert [each.name for each in verdict.comparisons][:3] == ["capture", "canonicalize", "differentiate"]
 
