@@ -63,7 +63,9 @@ def _compare(node: fx.Node, stated: Any, found: Any) -> None:
 def _of_example(value: Any) -> Type:
     """Dtype, device and shape, with the sizes that symbols have in the example."""
     if isinstance(value, torch.Tensor):
-        return (value.dtype, value.device, *(s if isinstance(s, int) else s.node.hint for s in value.shape))
+        return (value.dtype, value.device, *map(_of_example, value.shape))
+    if isinstance(value, (int, torch.SymInt)):
+        return ("size", value if isinstance(value, int) else value.node.hint)
     if isinstance(value, (list, tuple)):
         return ("list", *map(_of_example, value))
     return ("value", type(value))
