@@ -14,14 +14,18 @@ from torch.distributed.tensor import DTensor
 from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SequenceKey
 
 __all__ = [
+    "BatchNorm",
     "FakeTensorMode",
     "OpOverload",
     "SequenceKey",
+    "TorchDispatchMode",
     "aliases_argument",
     "all_gather_single",
     "compiled_call",

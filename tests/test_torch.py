@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
 from graphopt import _torch
 
@@ -87,3 +89,30 @@ def test_what_operators_do_besides_computing() -> None:
     assert _torch.is_mutating(aten.add_.Tensor) and not _torch.is_mutating(aten.add.Tensor)
     assert _torch.aliases_argument(aten.view.default) and not _torch.aliases_argument(aten.add.Tensor)
     assert _torch.returns_nothing(aten._assert_scalar.default)
+
+
+def test_every_batch_norm_is_one() -> None:
+    assert all(isinstance(kind(2), _torch.BatchNorm) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm))
+    assert not isinstance(nn.LayerNorm(2), _torch.BatchNorm)
+
+
+def test_a_mode_sees_every_operation() -> None:
+    seen = []
+
+    class Sees(_torch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Sees():
+        torch.ones(2).neg()
+    assert torch.ops.aten.neg.default in seen
+
+
+def test_what_is_asked_of_symbols_without_guards_binds_none() -> None:
+    mode = _torch.new_fake_mode()
+    context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    value = mode.from_tensor(torch.empty(6), symbolic_context=context)
+    with _torch.without_guards(mode):
+        assert value.shape[0] == 6
+    assert not mode.shape_env.guards and isinstance(value.shape[0], torch.SymInt)

@@ -17,7 +17,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputSpec, Output
 from torch.export.graph_signature import InputKind as ExportInput
 from torch.export.graph_signature import OutputKind as ExportOutput
 
-from graphopt._torch import FakeTensorMode, new_fake_mode, reparametrized, tracing_with
+from graphopt._torch import BatchNorm, FakeTensorMode, new_fake_mode, reparametrized, tracing_with
 from graphopt.capture.arguments import CallSpec
 from graphopt.capture.layers import layer_of, repeated_layers
 from graphopt.capture.structure import Template, take_apart
@@ -130,7 +130,7 @@ def kept_as_stored(model: nn.Module) -> set[int]:
 
     Those of batch norms: their kernels want the dtype of the running statistics.
     """
-    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    norms = (module for module in model.modules() if isinstance(module, BatchNorm))
     return {id(parameter) for norm in norms for parameter in norm.parameters()}
 
 

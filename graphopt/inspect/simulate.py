@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from graphopt._torch import TorchDispatchMode
 from graphopt.ir import Effect, Program, effect_of
 from graphopt.ir.collectives import collective_of, sources_of
 from graphopt.ir.ops import all_reduce
