@@ -44,8 +44,9 @@ class Verifier:
         """
         _check_order(program)
         _check_roles(program)
-        _check_layouts(program, self._layouts)
         late = _available_late(program)
+        _check_returned(program, late)
+        _check_layouts(program, self._layouts)
         for node in program.graph.nodes:
             for problem in _problems(node, late):
                 raise VerificationError(f"{node.name} {problem}\n{surroundings(node)}")
@@ -96,7 +97,10 @@ def _check_roles(program: Program) -> None:
     for role in program.inputs:
         if role.kind is InputKind.CONSTANT and role.name not in program.constants:
             raise VerificationError(f"input '{role}' has no value among the program's constants")
-    late = _available_late(program)
+
+
+def _check_returned(program: Program, late: set[fx.Node]) -> None:
+    """What forward returns is there before backward runs."""
     for role, node in program.results_of(OutputKind.USER, OutputKind.BUFFER, OutputKind.SAVED):
         if node in late:
             raise VerificationError(f"output '{role}' is {node.name} of the backward phase; forward returns it")

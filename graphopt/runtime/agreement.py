@@ -27,15 +27,16 @@ def agree(statement: Statement, group: dist.ProcessGroup | None) -> None:
     if group is None:
         return
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in statement.facts.items()}
-    answers = _exchanged((digests, statement.error), group)
+    answers = exchanged((digests, statement.error), group)
     failed = {rank: error for rank, (_, error) in enumerate(answers) if error is not None}
     if failed:
         raise RankMismatchError("; ".join(f"rank {rank} failed: {error}" for rank, error in failed.items()))
     if any(theirs != digests for theirs, _ in answers):
-        raise RankMismatchError(_difference(_exchanged(statement.facts, group)))
+        raise RankMismatchError(_difference(exchanged(statement.facts, group)))
 
 
-def _exchanged(value: Any, group: dist.ProcessGroup) -> list[Any]:
+def exchanged(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    """What each rank says, in rank order; all ranks of `group` call this together."""
     values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values

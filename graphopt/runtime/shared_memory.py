@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from graphopt.runtime.agreement import exchanged
 from graphopt.runtime.channel import Channel
 from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, summed_over_ranks
 from graphopt.runtime.pending import Finish
@@ -85,7 +86,7 @@ def connect(group: dist.ProcessGroup) -> SharedMemoryTransport | None:
     listener = _listen()
     with listener or contextlib.nullcontext():
         address = listener.getsockname() if listener else b""
-        places = _exchanged((_machine() if listener else None, address), group)
+        places = exchanged((_machine() if listener else None, address), group)
         machines = {machine for machine, _ in places}
         if len(machines) > 1 or None in machines:
             log.info("collectives go through sockets: not all ranks share one machine's memory")
@@ -97,19 +98,13 @@ def connect(group: dist.ProcessGroup) -> SharedMemoryTransport | None:
             neighbours = _connected(listener, rank, [address for _, address in places])
         except OSError as caught:
             error = str(caught)
-    errors = [each for each in _exchanged(error, group) if each is not None]
+    errors = [each for each in exchanged(error, group) if each is not None]
     if errors:
         log.warning("collectives go through sockets: sharing memory failed: %s", errors[0])
         for neighbour in neighbours.values():
             neighbour.close()
         return None
     return SharedMemoryTransport(Channel(rank, neighbours))
-
-
-def _exchanged(value: Any, group: dist.ProcessGroup) -> list[Any]:
-    values = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group)
-    return values
 
 
 def _machine() -> tuple[str, int]:
