@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from graphopt.ir import Level, Phase, Program, facts_of
+from graphopt.ir import Level, Phase, Program, explain, facts_of
 from graphopt.ir.collectives import sources_of
 from graphopt.passes.base import Pass, PassContext, Tier
 
@@ -118,7 +118,7 @@ def _merge_gathers(bucket: list[fx.Node]) -> None:
         item.append(wait)
         last = wait
         node.graph.erase_node(node)
-    _reset(first, sources)
+    _reset(first, sources, "the first is needed")
 
 
 def _merge_reductions(bucket: list[fx.Node], position: dict[fx.Node, int]) -> None:
@@ -138,7 +138,7 @@ def _merge_reductions(bucket: list[fx.Node], position: dict[fx.Node, int]) -> No
             anchor.append(moved)
             anchor = moved
         node.graph.erase_node(node)
-    _reset(last, sources)
+    _reset(last, sources, "the last is complete")
 
 
 def _tail(node: fx.Node) -> list[fx.Node]:
@@ -149,8 +149,10 @@ def _tail(node: fx.Node) -> list[fx.Node]:
     return chain
 
 
-def _reset(node: fx.Node, sources: list[fx.Node]) -> None:
+def _reset(node: fx.Node, sources: list[fx.Node], moment: str) -> None:
     """Give a merged collective its arguments; its value is the list of its items' values."""
+    if len(sources) > 1:
+        explain(node, Bucket.name, f"{len(sources)} in one, where {moment}, so that latency is paid once")
     node.args = (sources, *node.args[1:])
     values: list[object] = [None] * len(sources)
     for item in node.users:

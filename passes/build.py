@@ -36,7 +36,7 @@ class Builder:
         values = fx.map_arg((args, kwargs), lambda argument: argument.meta["val"])
         with self.context.fake_mode:
             node.meta["val"] = target(*values[0], **values[1])
-        return annotate(node, like=like, phase=phase, origin=like.name, made_by=self.made_by)
+        return annotate(node, like=like, phase=phase, origin=like.name, made_by=self.made_by, reasons=())
 
     def fake(self, shape: Sequence[int], dtype: torch.dtype, like: fx.Node) -> torch.Tensor:
         """A fake tensor on the device of `like`."""

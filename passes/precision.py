@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from graphopt.ir import InputKind, Level, OutputKind, Phase, Program
+from graphopt.ir import InputKind, Level, OutputKind, Phase, Program, explain
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
 
@@ -50,6 +50,7 @@ def _cast_parameter(builder: Builder, node: fx.Node, stored: torch.dtype) -> Non
     first = min(users)
     with builder.before(first):
         cast = builder.call(_to_copy, node, dtype=computed, like=first, phase=Phase.FORWARD)
+    explain(cast, builder.made_by, f"the model computes in {computed}, its parameter is stored in {stored}")
     for user in users:
         user.replace_input_with(node, cast)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from graphopt.errors import PassError
-from graphopt.ir import Level, Phase, Program
+from graphopt.ir import Level, Phase, Program, explain
 from graphopt.ir.collectives import sources_of
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.bucket import GATHER, REDUCTIONS
@@ -54,6 +54,9 @@ class Schedule(Pass):
                 if source.op == "call_function":
                     anchor.prepend(source)
             anchor.prepend(gather)
+            explain(
+                gather, self.name, f"launched before {anchor.name}, so that it travels while earlier buckets are in use"
+            )
             moved += 1
         return moved
 
@@ -67,6 +70,8 @@ class Schedule(Pass):
             anchor = reductions[behind].next if behind < len(reductions) else end
             for node in _until_output(reduction):
                 anchor.prepend(node)
+            for wait in _waits(reduction):
+                explain(wait, self.name, f"waited for before {anchor.name}, so that it travels while backward goes on")
             moved += 1
         return moved
 

@@ -30,6 +30,7 @@ from graphopt.ir import (
     Program,
     annotate,
     effect_of,
+    explain,
     facts_of,
 )
 from graphopt.passes.base import Pass, PassContext, Tier
@@ -98,18 +99,50 @@ class Zero(Pass):
         )
         users = sorted(weight.users)
         phases = [users]
-        resident = self.options.stage < 3
-        kept = not resident and not self._dropped_after_forward(layout)
         if self._dropped_after_forward(layout):
             phases = [[u for u in users if facts_of(u).phase is phase] for phase in Phase]
         for group in phases:
             if group:
-                whole = _gather_before(builder, group[0], shard, layout, dtype, resident, kept)
+                whole = self._gather_before(builder, group[0], shard, layout, dtype)
                 for user in group:
                     user.replace_input_with(weight, whole)
         if weight is not parameter:
             program.graph.erase_node(weight)
         program.remove_input(parameter)
+
+    def _gather_before(
+        self, builder: Builder, user: fx.Node, shard: fx.Node, layout: ParameterLayout, dtype: torch.dtype
+    ) -> fx.Node:
+        """The whole parameter in `dtype`, ready before `user`. The cast comes before the gather: fewer bytes move."""
+        phase = facts_of(user).phase
+
+        def call(target: object, *args: object, **kwargs: object) -> fx.Node:
+            return builder.call(target, *args, like=user, phase=phase, **kwargs)  # type: ignore[arg-type]
+
+        with builder.before(user):
+            source = shard if dtype == layout.dtype else call(aten._to_copy.default, shard, dtype=dtype)
+            gather = call(collective.all_gather_into_tensor_coalesced.default, [source], layout.ranks, layout.axis)
+            item = call(operator.getitem, gather, 0)
+            whole = call(collective.wait_tensor.default, item)
+            resident = self.options.stage < 3
+            kept = not resident and not self._dropped_after_forward(layout)
+            for node in (gather, item, whole):
+                annotate(node, resident=resident, kept=kept)
+                explain(node, self.name, self._lifetime(layout, phase))
+            if layout.is_padded:
+                whole = call(aten.slice.Tensor, whole, 0, 0, layout.rows)
+            if tuple(whole.meta["val"].shape) != layout.shape:
+                whole = call(aten.view.default, whole, list(layout.shape))
+        return whole
+
+    def _lifetime(self, layout: ParameterLayout, phase: Phase) -> str:
+        """How long a gathered parameter stays, for the reader."""
+        stage, name = self.options.stage, layout.name
+        if stage < 3:
+            return f"stage {stage} keeps {name} gathered over steps, and gathers it again when a shard has changed"
+        if not self._dropped_after_forward(layout):
+            return f"keep={self.options.keep} holds {name} from forward to backward, so it is gathered once"
+        return f"stage 3 gathers {name} for {phase.value} alone, and drops it after its last use there"
 
     def _reduce_gradients(self, builder: Builder) -> int:
         """Sum each parameter's gradient over the ranks and take the mean; shards of those that are sharded."""
@@ -122,7 +155,9 @@ class Zero(Pass):
                 continue
             last = self.options.stage == 1
             with builder.before(program.output_node) if last else builder.after(gradient):
-                results[index] = _reduced(builder, gradient, layout)
+                results[index] = _reduced(
+                    builder, gradient, layout, "when backward is done" if last else "once complete"
+                )
             count += 1
         program.set_results(results, program.outputs)
         return count
@@ -136,41 +171,7 @@ def _weight(parameter: fx.Node) -> fx.Node:
     return parameter
 
 
-def _gather_before(
-    builder: Builder,
-    user: fx.Node,
-    shard: fx.Node,
-    layout: ParameterLayout,
-    dtype: torch.dtype,
-    resident: bool,
-    kept: bool,
-) -> fx.Node:
-    """The whole parameter in `dtype`, from its shards, ready before `user`. The cast comes first: fewer bytes move."""
-    phase = facts_of(user).phase
-    with builder.before(user):
-        source = shard
-        if dtype != layout.dtype:
-            source = builder.call(aten._to_copy.default, shard, dtype=dtype, like=user, phase=phase)
-        gather = builder.call(
-            collective.all_gather_into_tensor_coalesced.default,
-            [source],
-            layout.ranks,
-            layout.axis,
-            like=user,
-            phase=phase,
-        )
-        item = builder.call(operator.getitem, gather, 0, like=user, phase=phase)
-        whole = builder.call(collective.wait_tensor.default, item, like=user, phase=phase)
-        for node in (gather, item, whole):
-            annotate(node, resident=resident, kept=kept)
-        if layout.is_padded:
-            whole = builder.call(aten.slice.Tensor, whole, 0, 0, layout.rows, like=user, phase=phase)
-        if tuple(whole.meta["val"].shape) != layout.shape:
-            whole = builder.call(aten.view.default, whole, list(layout.shape), like=user, phase=phase)
-    return whole
-
-
-def _reduced(builder: Builder, gradient: fx.Node, layout: ParameterLayout) -> fx.Node:
+def _reduced(builder: Builder, gradient: fx.Node, layout: ParameterLayout, moment: str) -> fx.Node:
     """The mean over ranks of `gradient`, whole or this rank's padded rows, in the dtype of the stored parameter."""
 
     def call(target: object, *args: object, **kwargs: object) -> fx.Node:
@@ -187,6 +188,7 @@ def _reduced(builder: Builder, gradient: fx.Node, layout: ParameterLayout) -> fx
             missing = layout.gathered_shape[0] - layout.rows
             value = call(aten.constant_pad_nd.default, value, [0, 0] * len(layout.row_shape) + [0, missing])
         started = call(collective.reduce_scatter_tensor_coalesced.default, [value], "sum", layout.ranks, layout.axis)
+    explain(started, builder.made_by, f"the gradient of {layout.name} is summed over {layout.axis} {moment}")
     item = call(operator.getitem, started, 0)
     total = call(collective.wait_tensor.default, item)
     mean = call(aten.div.Tensor, total, layout.ranks)
@@ -218,6 +220,7 @@ def _insert_repeats(builder: Builder, nodes: list[fx.Node]) -> int:
         with builder.before(users[0]):
             copy = builder.graph.node_copy(node)
         annotate(copy, like=node, phase=Phase.BACKWARD, origin=node.name, made_by=builder.made_by)
+        explain(copy, builder.made_by, "made of weights alone, so it is made again for backward and not saved")
         for user in users:
             user.replace_input_with(node, copy)
     if nodes:

@@ -1,7 +1,7 @@
 """The graph types: programs with typed roles, facts about nodes, effects, layouts, printing and verification."""
 
 from graphopt.ir.effects import Effect, effect_of, is_view
-from graphopt.ir.facts import NodeFacts, Phase, annotate, facts_of
+from graphopt.ir.facts import NodeFacts, Phase, annotate, explain, facts_of
 from graphopt.ir.layout import ParameterLayout
 from graphopt.ir.program import Level, Program
 from graphopt.ir.roles import Input, InputKind, Output, OutputKind
@@ -19,6 +19,7 @@ __all__ = [
     "Program",
     "annotate",
     "effect_of",
+    "explain",
     "facts_of",
     "is_view",
 ]

@@ -28,6 +28,7 @@ class NodeFacts:
     made_by: the pass that made it (``capture`` for those of the model itself).
     resident: the value lives in storage that outlasts the step (a gathered parameter in ZeRO 1 and 2).
     kept: the value, a gathered parameter, is meant to stay from forward to backward.
+    reasons: why it is what and where it is, a sentence from each pass that had one: ``zero: …``.
     """
 
     phase: Phase = Phase.FORWARD
@@ -38,6 +39,7 @@ class NodeFacts:
     made_by: str = "capture"
     resident: bool = False
     kept: bool = False
+    reasons: tuple[str, ...] = ()
 
 
 _NOTHING = NodeFacts()
@@ -54,3 +56,8 @@ def annotate(node: fx.Node, like: fx.Node | None = None, **changes: Any) -> fx.N
     """State facts of `node`: those of `like` (by default its own so far) with `changes`. Returns `node`."""
     node.meta[_KEY] = dataclasses.replace(facts_of(like if like is not None else node), **changes)
     return node
+
+
+def explain(node: fx.Node, by: str, reason: str) -> None:
+    """Add why the pass `by` made, changed or moved `node`."""
+    annotate(node, reasons=(*facts_of(node).reasons, f"{by}: {reason}"))
