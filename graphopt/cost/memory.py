@@ -4,7 +4,7 @@ A storage lives from the node that allocates it to the last that reads it; `tran
 """
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,16 +35,38 @@ class Memory:
         activations, communication, segments of shared memory, buffers, batch, temporaries).
     peak_bytes: the most bytes of all categories together; peak_node: at which node.
     timeline: bytes alive after each call node, in order.
+    lives: what is alive from where to where, in positions of the graph's nodes; peak_position: that of the peak.
     Optimizer state is not part of a step's program and not counted.
     """
 
     by_category: dict[str, int]
     peak_bytes: int
     peak_node: str
+    peak_position: int
     timeline: list[int] = field(repr=False)
+    lives: list[Life] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         return {"by_category": self.by_category, "peak_bytes": self.peak_bytes, "peak_node": self.peak_node}
+
+    def at_peak(self) -> list[Life]:
+        """What is alive at the peak, largest first."""
+        at = self.peak_position
+        alive = [life for life in self.lives if life.first <= at and (life.last is None or life.last >= at)]
+        return sorted(alive, key=lambda life: -life.size)
+
+    def steps(self) -> dict[str, list[tuple[int, int]]]:
+        """For each category, the positions where its bytes change, with the bytes from there on."""
+        change: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        for life in self.lives:
+            change[life.category][life.first] += life.size
+            if life.last is not None:
+                change[life.category][life.last + 1] -= life.size
+        found = {}
+        for category, changes in change.items():
+            positions = sorted(position for position, size in changes.items() if size)
+            found[category] = list(zip(positions, itertools.accumulate(changes[p] for p in positions), strict=True))
+        return found
 
 
 def memory(program: Program, mesh: Mapping[str, int], shared_axes: frozenset[str] = frozenset()) -> Memory:
@@ -55,25 +77,28 @@ def memory(program: Program, mesh: Mapping[str, int], shared_axes: frozenset[str
     transfers = Transfers(program, mesh, shared_axes)
     starts: defaultdict[int, list[Life]] = defaultdict(list)
     ends: defaultdict[int, list[Life]] = defaultdict(list)
-    for life in itertools.chain(_inputs(program), _values(program, transfers), transfers.buffers()):
+    lives = [*_inputs(program), *_values(program, transfers), *transfers.buffers()]
+    for life in lives:
         starts[life.first].append(life)
         if life.last is not None:
             ends[life.last].append(life)
     alive: defaultdict[str, int] = defaultdict(int)
     most: defaultdict[str, int] = defaultdict(int)
-    peak, peak_node, timeline = 0, "inputs", []
+    peak, peak_node, peak_position, timeline = 0, "inputs", 0, []
     for index, node in enumerate(program.graph.nodes):
         for life in starts[index]:
             alive[life.category] += life.size
             most[life.category] = max(most[life.category], alive[life.category])
         total = sum(alive.values())
         if total > peak:
-            peak, peak_node = total, node.name if node.op == "call_function" else "inputs"
+            peak, peak_position = total, index
+            peak_node = node.name if node.op == "call_function" else "inputs"
         for life in ends[index]:
             alive[life.category] -= life.size
         if node.op == "call_function":
             timeline.append(sum(alive.values()))
-    return Memory({category: size for category, size in most.items() if size}, peak, peak_node, timeline)
+    by_category = {category: size for category, size in most.items() if size}
+    return Memory(by_category, peak, peak_node, peak_position, timeline, lives)
 
 
 def _inputs(program: Program) -> Iterator[Life]:
@@ -86,7 +111,7 @@ def _inputs(program: Program) -> Iterator[Life]:
     }
     for role, node in zip(program.inputs, program.placeholders, strict=True):
         if node not in inside:
-            yield Life(_INPUTS[role.kind], byte_size(node.meta["val"]), 0, None)
+            yield Life(node.name, _INPUTS[role.kind], byte_size(node.meta["val"]), 0, None)
 
 
 def _values(program: Program, transfers: Transfers) -> Iterator[Life]:
@@ -95,7 +120,7 @@ def _values(program: Program, transfers: Transfers) -> Iterator[Life]:
     for interval in intervals(program):
         owner = interval.owner
         first, last = (0, None) if facts_of(owner).resident else transfers.life_of(interval)
-        yield Life(category.get(owner, "temporaries"), byte_size(owner.meta["val"]), first, last)
+        yield Life(owner.name, category.get(owner, "temporaries"), byte_size(owner.meta["val"]), first, last)
 
 
 def _categories(program: Program) -> dict[fx.Node, str]:

@@ -17,8 +17,12 @@ from graphopt.ir.values import byte_size
 
 @dataclass(frozen=True)
 class Life:
-    """Bytes alive from position `first` of the graph through `last`; None: to the end."""
+    """Bytes alive from position `first` of the graph through `last`; None: to the end.
 
+    owner: name of the node that they are allocated by or for.
+    """
+
+    owner: str
     category: str
     size: int
     first: int
@@ -55,7 +59,7 @@ class Transfers:
                 yield from self._packed(collective)
             elif collective.kind == "all-reduce" and self._is_copied(collective):
                 launch = self._position[collective.node]
-                yield Life("communication", collective.whole_bytes, launch, launch)
+                yield Life(collective.node.name, "communication", collective.whole_bytes, launch, launch)
         for axis in self._shared_axes:
             yield from self._segments([c for c in self._collectives if c.axis == axis], self._mesh[axis])
 
@@ -67,12 +71,12 @@ class Transfers:
         if self._lands_in_place(collective):
             return
         launch, wait = self._position[collective.node], self._wait(collective)
-        leaving = _source_bytes(collective)
-        yield Life("communication", leaving, launch if self._is_copied(collective) else launch + 1, wait)
+        leaving, name = _source_bytes(collective), collective.node.name
+        yield Life(name, "communication", leaving, launch if self._is_copied(collective) else launch + 1, wait)
         if collective.kind == "all-gather" or sources_of(collective.node)[0].meta["val"].device.type == "cpu":
-            yield Life("communication", collective.whole_bytes, launch, wait)
+            yield Life(name, "communication", collective.whole_bytes, launch, wait)
         if collective.kind == "all-reduce":  # what this rank has summed, before all ranks gather it
-            yield Life("communication", -(-leaving // self._mesh[collective.axis]), wait, wait)
+            yield Life(name, "communication", -(-leaving // self._mesh[collective.axis]), wait, wait)
 
     def _segments(self, collectives: list[Collective], ranks: int) -> Iterator[Life]:
         """Shared segments: each launch takes one that is free or a new one, which is kept.
@@ -98,7 +102,7 @@ class Transfers:
                     free.remove(size)
                 else:
                     size = needed
-                    yield Life("segments", size, 0, None)
+                    yield Life(collective.node.name, "segments", size, 0, None)
                 in_use.append((surely_free, size))
 
     def _lands_in_place(self, collective: Collective) -> bool:
