@@ -1,0 +1,185 @@
+"""What one call of a program does: floating-point operations, and bytes that it reads and writes.
+
+Sizes that are symbolic count as in the example, so that counting adds no guard to a capture.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import flop_registry
+
+from graphopt._torch import OpOverload, pytree
+from graphopt.ir import is_view
+
+aten = torch.ops.aten
+
+_WAIT = torch.ops._c10d_functional.wait_tensor.default
+_COPY_IF_THEY_MUST = (aten.reshape.default, aten.contiguous.default)
+# What they give depends on the shape of their arguments alone.
+_READ_NOTHING = frozenset(
+    {
+        aten.empty_like,
+        aten.fill,
+        aten.full_like,
+        aten.new_empty,
+        aten.new_full,
+        aten.new_ones,
+        aten.new_zeros,
+        aten.ones_like,
+        aten.rand_like,
+        aten.randn_like,
+        aten.zeros_like,
+    }
+)
+_WRITE_NOTHING = frozenset({aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided})
+# Of their first argument they read as many elements as they give, or as they are given indices.
+_READ_CHOSEN = frozenset({aten.embedding, aten.gather, aten.index, aten.index_select, aten.nll_loss_forward, aten.take})
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call does.
+
+    flops: floating-point operations, in `dtype`. read_bytes, written_bytes: what memory must at least give and take,
+    where each argument is read once and each result written once.
+    """
+
+    flops: int
+    read_bytes: int
+    written_bytes: int
+    dtype: torch.dtype
+
+
+_NOTHING = Work(0, 0, 0, torch.float32)
+
+
+def work_of(node: fx.Node) -> Work:
+    """What `node` does. Inputs, views, items of lists, waits and what runs on the host do nothing.
+
+    Matrix multiplications, convolutions and attention do their multiplications and additions, also those that a mask
+    leaves out; any other call one operation for each element of the largest tensor that it reads or writes. What a
+    collective moves is not its work: `graphopt.ir.collectives` says that.
+    """
+    results = _tensors(node.meta.get("val"))
+    if node.op != "call_function" or not results or is_free(node):
+        return _NOTHING
+    packet = node.target.overloadpacket if isinstance(node.target, OpOverload) else None
+    read = [] if packet in _READ_NOTHING else [t for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))]
+    written = [] if packet in _WRITE_NOTHING else results
+    counts = [_elements(tensor) for tensor in read]
+    most = max([*counts, *map(_elements, written)], default=0)
+    if packet in _READ_CHOSEN:
+        counts[0] = min(counts[0], max([*counts[1:], *map(_elements, written)]))
+    flops = contraction_flops(node)
+    return Work(
+        most if flops is None else flops,
+        sum(count * tensor.element_size() for count, tensor in zip(counts, read, strict=True)),
+        sum(_elements(tensor) * tensor.element_size() for tensor in written),
+        next((tensor.dtype for tensor in (*read, *results) if tensor.is_floating_point()), results[0].dtype),
+    )
+
+
+def contraction_flops(node: fx.Node) -> int | None:
+    """Operations of a matrix multiplication, convolution or attention, two for each multiply-add; None for other calls.
+
+    As `torch.utils.flop_counter` counts them, except for what it does not know, and for the gradient of a grouped
+    convolution, where it multiplies each group with all others.
+    """
+    if not isinstance(node.target, OpOverload):
+        return None
+    name, _, _ = node.target.name().partition(".")
+    formula = _FORMULAS.get(name) or flop_registry.get(node.target.overloadpacket)
+    if formula is None:
+        return None
+    args, kwargs, result = pytree.tree_map(_concrete, (node.args, dict(node.kwargs), node.meta["val"]))
+    return int(formula(*args, **kwargs, out_val=result))
+
+
+def is_free(node: fx.Node) -> bool:
+    """Whether what a call gives lies in storage that is there already."""
+    if node.target in _COPY_IF_THEY_MUST:
+        return _is_contiguous(node.all_input_nodes[0].meta["val"])
+    return node.target in (_WAIT, aten._unsafe_view.default) or is_view(node)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return [item for item in values if isinstance(item, torch.Tensor)]
+
+
+def _concrete(value: Any) -> Any:
+    """The tensor of a node, of the sizes that it has in the example."""
+    if isinstance(value, fx.Node):
+        value = value.meta["val"]
+    if isinstance(value, torch.Tensor) and not all(isinstance(size, int) for size in value.shape):
+        return torch.empty([_in_example(size) for size in value.shape], dtype=value.dtype, device="meta")
+    return value
+
+
+def _in_example(size: int | torch.SymInt) -> int:
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def _elements(tensor: torch.Tensor) -> int:
+    """Elements that a tensor holds; those that it repeats count once."""
+    sizes = zip(map(_in_example, tensor.shape), map(_in_example, tensor.stride()), strict=True)
+    return math.prod(size for size, stride in sizes if stride or not size)
+
+
+def _is_contiguous(tensor: torch.Tensor) -> bool:
+    below = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+        if _in_example(size) != 1 and _in_example(stride) != below:
+            return False
+        below *= _in_example(size)
+    return True
+
+
+def _inner_product(first: torch.Tensor, *_: Any, out_val: torch.Tensor, **__: Any) -> int:
+    """Every element of the result is a sum along the last dimension of the first argument."""
+    return 2 * out_val.numel() * first.shape[-1]
+
+
+def _grouped_multiplication(first: torch.Tensor, second: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Matrices [groups, m, k] @ [groups, k, n]; an argument without groups is cut along a dimension it shares."""
+    groups = first.shape[0] if first.dim() == second.dim() == 3 else 1
+    return 2 * groups * first.shape[-2] * first.shape[-1] * second.shape[-1]
+
+
+def _grouped_multiplication_backward(
+    first: torch.Tensor, second: torch.Tensor, offsets: Any, gradient: torch.Tensor, **_: Any
+) -> int:
+    """Each argument's gradient takes as many operations as the product."""
+    return 2 * _grouped_multiplication(first, second)
+
+
+def _convolution_backward(
+    gradient: torch.Tensor, image: torch.Tensor, weight: torch.Tensor, *others: Any, out_val: Any, **_: Any
+) -> int:
+    """Each gradient takes as many operations as the convolution; that of the bias is a sum, and not counted."""
+    transposed, output_mask = others[4], others[7]
+    places = (image if transposed else gradient).shape[2:]
+    gradients = sum(map(bool, output_mask[:2]))
+    return 2 * gradients * math.prod(places) * image.shape[0] * weight.numel()
+
+
+_FORMULAS: Mapping[str, Callable[..., int]] = {
+    "aten::_grouped_mm": _grouped_multiplication,
+    "aten::_int_mm": _inner_product,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": flop_registry[aten._scaled_dot_product_flash_attention],
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (
+        flop_registry[aten._scaled_dot_product_flash_attention_backward]
+    ),
+    "aten::convolution_backward": _convolution_backward,
+    "aten::dot": _inner_product,
+    "aten::linear": _inner_product,
+    "aten::matmul": _inner_product,
+    "aten::mv": _inner_product,
+    "aten::scaled_dot_product_attention": flop_registry[aten._scaled_dot_product_flash_attention],
+    "transformers::grouped_mm_fallback": _grouped_multiplication,
+    "transformers::grouped_mm_fallback_backward": _grouped_multiplication_backward,
+}
