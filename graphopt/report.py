@@ -53,6 +53,10 @@ class Report:
         Console().print(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self.renderables()
+
+    def renderables(self) -> Iterator[Table | str]:
+        """What the report prints, part by part."""
         yield passes_table(self.passes)
         yield communication_table(self.communication)
         yield memory_table(self.memory)

@@ -1,4 +1,4 @@
-"""Byte sizes as people write them: ``8MiB`` <-> 8388608."""
+"""Byte sizes as people write them, ``8MiB`` <-> 8388608, and times as they read them."""
 
 import re
 
@@ -29,3 +29,11 @@ def readable_size(size: float) -> str:
         if abs(size) >= _UNITS[unit]:
             return f"{size / _UNITS[unit]:.1f} {unit}"
     return f"{size:.0f} B"
+
+
+def readable_time(seconds: float) -> str:
+    """`seconds` for a reader, rounded: ``1.5 ms``."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.2f} {unit}"
+    return f"{seconds / 1e-6:.1f} µs"

@@ -1,44 +1,118 @@
-"""Programs as text after each pass, kept as they go by."""
+"""What a compilation looks like after capture and after each pass, kept as it goes by."""
 
-from graphopt.errors import PassError
-from graphopt.ir import Program
-from graphopt.ir.printer import diff, format_program
-from graphopt.nearest import nearest
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from graphopt.inspect.placement import placements
+from graphopt.ir import NodeFacts, ParameterLayout, Program, effect_of, facts_of
+from graphopt.ir.printer import format_arguments, format_target
+from graphopt.ir.values import byte_size, described
 from graphopt.passes.pipeline import PassRecord
 
 
-class Recorder:
-    """An observer of a compilation that prints the program after capture and after every pass."""
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """The state of one node after one pass.
 
-    def __init__(self) -> None:
-        self._names: list[str] = []
-        self._levels: list[str] = []
-        self._texts: list[str] = []
+    kind: ``input``, ``call`` or ``output``. target: its operator; the role, of an input or output. inputs: names of the
+    nodes it reads. bytes: of its value. The rest are its facts and effect, as text.
+    """
+
+    name: str
+    kind: str
+    target: str
+    arguments: str
+    inputs: tuple[str, ...]
+    value: str
+    bytes: int
+    placement: str
+    effect: str
+    facts: NodeFacts
+
+    def __str__(self) -> str:
+        call = self.target if self.kind == "input" else f"{self.target}({self.arguments})"
+        return f"{self.name}: {self.value} = {call}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The program after one pass, or after capture.
+
+    nodes: in execution order. identities: for each, a number that a node keeps from stage to stage.
+    """
+
+    made_by: PassRecord
+    level: str
+    nodes: list[NodeRecord] = field(repr=False)
+    identities: list[int] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.made_by.name
+
+
+class Recorder:
+    """An observer of a compilation. layouts: parameter name -> how it lies over the ranks."""
+
+    def __init__(self, layouts: Mapping[str, ParameterLayout]) -> None:
+        self.stages: list[Stage] = []
+        self.program: Program | None = None
+        self.layouts = layouts
+        self._identity: dict[fx.Node, int] = {}
+        self._known: dict[fx.Node, tuple[tuple[object, ...], NodeRecord]] = {}
 
     def observe(self, record: PassRecord, program: Program) -> None:
-        self._names.append(record.name)
-        self._levels.append(program.level.value)
-        self._texts.append(format_program(program))
+        if record.name == "capture":  # a compilation that was given up came before
+            self.stages.clear()
+        self.program = program
+        roles = {node: f"input ({role})" for role, node in zip(program.inputs, program.placeholders, strict=True)}
+        placement = placements(program, self.layouts)
+        nodes = [node for node in program.graph.nodes if node.op != "output"]
+        records = [self._recorded(node, roles.get(node, ""), placement[node]) for node in nodes]
+        identities = [self._identity.setdefault(node, len(self._identity)) for node in nodes]
+        for index, (role, result) in enumerate(zip(program.outputs, program.results, strict=True)):
+            records.append(_output(index, str(role), result))
+            identities.append(-1 - index)
+        self.stages.append(Stage(record, program.level.value, records, identities))
 
-    def keep_last(self, passes: int) -> None:
-        """Forget all but the last capture and `passes` after it: a compilation that was given up came before."""
-        for recorded in (self._names, self._levels, self._texts):
-            del recorded[: len(recorded) - passes - 1]
+    def _recorded(self, node: fx.Node, role: str, placement: str) -> NodeRecord:
+        """The record of a node: the one there is, if nothing has changed since."""
+        facts, value = facts_of(node), node.meta.get("val")
+        state = (node.target, node.args, node.kwargs, value, facts, role, placement)
+        known = self._known.get(node)
+        if known is not None and known[0][5:] == state[5:] and all(map(operator.is_, known[0][:5], state[:5])):
+            return known[1]
+        is_input = node.op == "placeholder"
+        record = NodeRecord(
+            name=node.name,
+            kind="input" if is_input else "call",
+            target=role if is_input else format_target(node),
+            arguments="" if is_input else format_arguments(node),
+            inputs=tuple(source.name for source in node.all_input_nodes),
+            value=described(value),
+            bytes=byte_size(value),
+            placement=placement,
+            effect="" if is_input else effect_of(node).value,
+            facts=facts,
+        )
+        self._known[node] = (state, record)
+        return record
 
-    def last(self, level: str) -> str:
-        """The last pass (or the capture) that left a program of this level."""
-        return [name for name, left in zip(self._names, self._levels, strict=True) if left == level][-1]
 
-    def after(self, name: str) -> str:
-        """The program after the pass of that name. Raises PassError if there was none."""
-        return self._texts[self._index(name)]
-
-    def difference(self, name: str) -> str:
-        """What the pass of that name changed, as a unified diff; the whole program, for the capture."""
-        index = self._index(name)
-        return diff(self._texts[index - 1] if index else "", self._texts[index])
-
-    def _index(self, name: str) -> int:
-        if name not in self._names:
-            raise PassError(f"the pipeline has no pass {name!r}; {nearest(name, self._names)}")
-        return self._names.index(name)
+def _output(index: int, role: str, result: fx.Node | None) -> NodeRecord:
+    value = result.meta.get("val") if result is not None else None
+    return NodeRecord(
+        name=f"output_{index}",
+        kind="output",
+        target=f"output ({role})",
+        arguments=result.name if result is not None else "None",
+        inputs=(result.name,) if result is not None else (),
+        value=described(value),
+        bytes=byte_size(value),
+        placement="",
+        effect="",
+        facts=facts_of(result) if result is not None else NodeFacts(),
+    )

@@ -22,13 +22,26 @@ def format_program(program: Program) -> str:
 
 def format_node(node: fx.Node) -> str:
     """One node: name, value, operator, arguments, then phase, module and source line."""
-    arguments = [str(argument) for argument in node.args] + [f"{key}={value}" for key, value in node.kwargs.items()]
-    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    target = str(node.target) if "." in str(node.target) and " " not in str(node.target) else target
     facts = facts_of(node)
     place = " ".join(filter(None, (facts.phase.value, facts.module, facts.source)))
     made = f" by {facts.made_by}" if facts.made_by not in ("capture", "differentiate") else ""
-    return f"{node.name}: {described(node.meta.get('val'))} = {target}({', '.join(arguments)})  # {place}{made}"
+    call = f"{format_target(node)}({format_arguments(node)})"
+    return f"{node.name}: {described(node.meta.get('val'))} = {call}  # {place}{made}"
+
+
+def format_target(node: fx.Node) -> str:
+    """The operator of a call: ``aten.mm.default``, ``getitem``."""
+    spelled = str(node.target)
+    if "." in spelled and " " not in spelled:
+        return spelled
+    return spelled if isinstance(node.target, str) else getattr(node.target, "__name__", spelled)
+
+
+def format_arguments(node: fx.Node) -> str:
+    """Positional arguments, then those by keyword."""
+    return ", ".join(
+        [str(argument) for argument in node.args] + [f"{key}={value}" for key, value in node.kwargs.items()]
+    )
 
 
 def diff(before: str, after: str) -> str:
