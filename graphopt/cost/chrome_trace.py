@@ -3,19 +3,19 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from torch import fx
+
 from graphopt.cost.operations import work_of
 from graphopt.cost.simulator import COMPUTE, Schedule, Task
 from graphopt.ir import facts_of
 from graphopt.ir.collectives import collective_of
 from graphopt.ir.values import described
 
-_MICROSECONDS = 1e6
-
 
 def chrome_trace(schedule: Schedule, ranks: Iterable[int] = (0,)) -> dict[str, Any]:
     """The trace of `ranks`, each a process whose threads are the streams; all have the same schedule.
 
-    Give `json.dump` what this returns. Times are in microseconds.
+    Give `json.dump` what this returns. Times are in microseconds, to the nanosecond.
     """
     events = [event for rank in ranks for event in (*_names(schedule, rank), *_events(schedule, rank))]
     summary = {
@@ -42,31 +42,42 @@ def _metadata(what: str, rank: int, thread: int, **args: Any) -> dict[str, Any]:
 
 
 def _events(schedule: Schedule, rank: int) -> Iterator[dict[str, Any]]:
+    """Complete events: each with a start and a duration. Those of a thread do not overlap."""
     thread = {stream: index for index, stream in enumerate(schedule.streams)}
     for task in schedule.tasks:
-        yield _event(task, facts_of(task.node).phase.value, rank, thread[task.stream])
+        yield _event(task, _title(task.node), facts_of(task.node).phase.value, rank, thread[task.stream])
     for stall in schedule.stalls:
-        yield _event(stall, "stall", rank, thread[stall.stream])
+        yield _event(stall, "wait", "stall", rank, thread[stall.stream])
 
 
-def _event(task: Task, category: str, rank: int, thread: int) -> dict[str, Any]:
-    """A complete event: one with a start and a duration."""
+def _event(task: Task, title: str, category: str, rank: int, thread: int) -> dict[str, Any]:
+    start, end = _nanoseconds(task.start), _nanoseconds(task.end)
     return {
         "ph": "X",
-        "name": str(task.node.target) if category != "stall" else f"waits for {task.node.args[0]}",
+        "name": title,
         "cat": category,
         "pid": rank,
         "tid": thread,
-        "ts": task.start * _MICROSECONDS,
-        "dur": task.duration * _MICROSECONDS,
+        "ts": start / 1000,
+        "dur": (end - start) / 1000,
         "args": _arguments(task),
     }
+
+
+def _nanoseconds(seconds: float) -> int:
+    """Viewers count whole nanoseconds, and drop an event that starts one before the last has ended."""
+    return round(seconds * 1e9)
+
+
+def _title(node: fx.Node) -> str:
+    collective = collective_of(node)
+    return str(node.target) if collective is None else collective.kind
 
 
 def _arguments(task: Task) -> dict[str, Any]:
     """What a reader who selects the event is told."""
     node = task.node
-    facts = facts_of(node)
+    facts, work, collective = facts_of(node), work_of(node), collective_of(node)
     told = {
         "node": node.name,
         "value": described(node.meta["val"]),
@@ -76,10 +87,9 @@ def _arguments(task: Task) -> dict[str, Any]:
         "made_by": facts.made_by,
         "reasons": "; ".join(facts.reasons),
     }
-    collective = collective_of(node)
-    if collective is not None:
-        told["whole_bytes"] = collective.whole_bytes
-    elif task.stream == COMPUTE:
-        work = work_of(node)
-        told.update(flops=work.flops, read_bytes=work.read_bytes, written_bytes=work.written_bytes)
-    return {name: value for name, value in told.items() if value}
+    counts = (
+        {"flops": work.flops, "read_bytes": work.read_bytes, "written_bytes": work.written_bytes}
+        if collective is None
+        else {"whole_bytes": collective.whole_bytes}
+    )
+    return {name: value for name, value in {**told, **counts}.items() if value}

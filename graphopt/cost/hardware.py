@@ -37,8 +37,8 @@ class Link:
     latency: float
 
     def __post_init__(self) -> None:
-        _set_number(self, "bandwidth", positive=True)
-        _set_number(self, "latency")
+        object.__setattr__(self, "bandwidth", _number("a link's bandwidth", self.bandwidth, positive=True))
+        object.__setattr__(self, "latency", _number("a link's latency", self.latency))
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Hardware:
         object.__setattr__(self, "link", _as_link("link", self.link))
         links = {axis: _as_link(f"links.{axis}", link) for axis, link in _mapping("links", self.links).items()}
         object.__setattr__(self, "links", MappingProxyType(links))
-        _set_number(self, "memory_bandwidth", positive=True)
-        _set_number(self, "launch_seconds")
-        for name in ("memory_bytes", "allocation_bytes"):
-            _set_number(self, name, positive=True)
-            object.__setattr__(self, name, int(getattr(self, name)))
+        bandwidth = _number("memory_bandwidth", self.memory_bandwidth, positive=True)
+        object.__setattr__(self, "memory_bandwidth", bandwidth)
+        object.__setattr__(self, "launch_seconds", _number("launch_seconds", self.launch_seconds))
+        object.__setattr__(self, "memory_bytes", _bytes("memory_bytes", self.memory_bytes))
+        object.__setattr__(self, "allocation_bytes", _bytes("allocation_bytes", self.allocation_bytes))
 
     def peak(self, dtype: torch.dtype) -> float:
         """FLOP/s of matrix multiplication in `dtype`."""
@@ -166,8 +166,11 @@ def _as_link(name: str, value: Any) -> Link:
     return Link(**value)
 
 
-def _set_number(owner: Any, name: str, *, positive: bool = False) -> None:
-    object.__setattr__(owner, name, _number(name, getattr(owner, name), positive=positive))
+def _bytes(name: str, value: Any) -> int:
+    size = _number(name, value, positive=True)
+    if not float(size).is_integer():
+        raise GraphoptError(f"{name}={value!r} is not a number of bytes; write for instance 80GiB")
+    return int(size)
 
 
 def _number(name: str, value: Any, *, positive: bool = False) -> float:

@@ -161,7 +161,7 @@ def _convolution_backward(
     gradient: torch.Tensor, image: torch.Tensor, weight: torch.Tensor, *others: Any, out_val: Any, **_: Any
 ) -> int:
     """Each gradient takes as many operations as the convolution; that of the bias is a sum, and not counted."""
-    transposed, output_mask = others[4], others[7]
+    _bias_sizes, _stride, _padding, _dilation, transposed, _output_padding, _groups, output_mask = others
     places = (image if transposed else gradient).shape[2:]
     gradients = sum(map(bool, output_mask[:2]))
     return 2 * gradients * math.prod(places) * image.shape[0] * weight.numel()

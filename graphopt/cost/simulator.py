@@ -26,16 +26,16 @@ _WAIT = torch.ops._c10d_functional.wait_tensor.default
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A node on a stream, from `start` for `duration` seconds."""
+    """A node on a stream, from `start` to `end` in seconds."""
 
     node: fx.Node
     stream: str
     start: float
-    duration: float
+    end: float
 
     @property
-    def end(self) -> float:
-        return self.start + self.duration
+    def duration(self) -> float:
+        return self.end - self.start
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Schedule:
     tasks: what takes time, in program order; those of a stream follow each other.
     stalls: waits that hold up the compute stream, and for how long.
     critical_path: tasks of which each starts as the one before it ends, from the first second to the last.
-    compute_seconds: of the compute stream at work; exposed_seconds: of the rest, in which it waits for collectives.
+    total_seconds: until all is computed and, as every collective is waited for, has travelled.
     """
 
     hardware: Hardware
@@ -55,11 +55,16 @@ class Schedule:
     stalls: tuple[Task, ...] = field(repr=False)
     critical_path: tuple[Task, ...] = field(repr=False)
     total_seconds: float
-    compute_seconds: float
+
+    @property
+    def compute_seconds(self) -> float:
+        """How long the compute stream is at work."""
+        return self.busy_seconds(COMPUTE)
 
     @property
     def exposed_seconds(self) -> float:
-        return self.total_seconds - self.compute_seconds
+        """How long the compute stream waits for collectives."""
+        return sum(stall.duration for stall in self.stalls)
 
     def busy_seconds(self, stream: str) -> float:
         """How long a stream is at work."""
@@ -122,7 +127,7 @@ class _Simulation:
         start, before = self._free[COMPUTE]
         if stream in self._free and self._free[stream][0] > start:
             start, before = self._free[stream]
-        task = Task(node, stream, start, seconds)
+        task = Task(node, stream, start, start + seconds)
         self._tasks.append(task)
         self._before.append(before)
         self._free[stream] = (task.end, len(self._tasks) - 1)
@@ -136,11 +141,11 @@ class _Simulation:
         awaited = self._launched[launched]
         end, (now, _) = self._tasks[awaited].end, self._free[COMPUTE]
         if end > now:
-            self._stalls.append(Task(node, COMPUTE, now, end - now))
+            self._stalls.append(Task(node, COMPUTE, now, end))
             self._free[COMPUTE] = (end, awaited)
 
     def schedule(self) -> Schedule:
-        total, last = max(self._free.values(), key=lambda free: free[0])
+        total, last = self._free[COMPUTE]
         path = []
         while last is not None:
             path.append(self._tasks[last])
@@ -152,7 +157,6 @@ class _Simulation:
             stalls=tuple(self._stalls),
             critical_path=tuple(reversed(path)),
             total_seconds=total,
-            compute_seconds=sum(task.duration for task in self._tasks if task.stream == COMPUTE),
         )
 
 
