@@ -1,25 +1,33 @@
 """``graphopt-inspect``: what a plan does to a model, with no process group and no memory for its parameters."""
 
-import enum
-import json
+import functools
+import inspect
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.syntax import Syntax
 
-from graphopt.driver import lower
 from graphopt.errors import GraphoptError
-from graphopt.inspect.differential import check, verdict_table
-from graphopt.inspect.recorder import Recorder
-from graphopt.inspect.target import load_target
-from graphopt.passes.pipeline import Observer
-from graphopt.plan import Plan
-from graphopt.report import Report, communication_table, memory_table, passes_table
+from graphopt.inspect.differential import check as differential_check
+from graphopt.inspect.request import Format, Request, write
+from graphopt.inspect.views import check as check_view
+from graphopt.inspect.views import compare as compare_view
+from graphopt.inspect.views import graph as graph_view
+from graphopt.inspect.views import memory as memory_view
+from graphopt.inspect.views import schedule as schedule_view
+from graphopt.inspect.views import source as source_view
+from graphopt.inspect.views import summary as summary_view
+from graphopt.inspect.views import why as why_view
+from graphopt.inspect.views.base import View
+from graphopt.ir import Level
+from graphopt.nearest import nearest
+
+# A command line that cannot be read; typer has taken click in, and gives this class no public name.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -28,162 +36,170 @@ Target = Annotated[
 ]
 PlanOption = Annotated[str, typer.Option("--plan", help="plan text (dp=4,zero=3) or a .yaml, .json or .toml file")]
 World = Annotated[int | None, typer.Option("--world", help="ranks; by default the product of the plan's mesh")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+HardwareOption = Annotated[str, typer.Option("--hardware", help="what ranks run on: a name, or a file that says")]
 Evaluation = Annotated[bool, typer.Option("--eval", help="the program of evaluation, without gradients")]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="how the answer is written")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="the file to write; by default the terminal")]
+PassOption = Annotated[str | None, typer.Option("--after", help="the pass after which to look; by default the last")]
+Against = Annotated[str, typer.Option("--against", help="the other plan")]
 
 
-class GraphLevel(enum.StrEnum):
-    """Which graph to print when no pass is named."""
+def view(function: Callable[..., View]) -> Callable[..., None]:
+    """A command that answers with a view: `function(request, …)` with the options that all views have."""
 
-    FORWARD = "forward"
-    STEP = "step"
+    @functools.wraps(function)
+    def command(
+        target: str,
+        plan: str,
+        world: int | None,
+        hardware: str,
+        evaluation: bool,
+        form: Format,
+        output: Path | None,
+        **options: Any,
+    ) -> None:
+        request = Request(target, plan, world, hardware, evaluation)
+        answer = function(request, **options)
+        write(answer, request, form, output)
+        if answer.failed:
+            raise typer.Exit(1)
+
+    common = {
+        "plan": (PlanOption, ""),
+        "world": (World, None),
+        "hardware": (HardwareOption, "h100-sxm"),
+        "evaluation": (Evaluation, False),
+        "form": (FormatOption, Format.TEXT),
+        "output": (Output, None),
+    }
+    own = list(inspect.signature(function).parameters.values())[1:]
+    parameters = [
+        inspect.Parameter("target", inspect.Parameter.KEYWORD_ONLY, annotation=Target),
+        *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own),
+        *(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in common.items()
+        ),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command()(command)
+    return command
 
 
-@app.command()
-def summary(
-    target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
-) -> None:
-    """Passes, communication and memory."""
-    report = _compile(target, plan, world, evaluation)
-    _show(report.to_dict(), as_json, report)
+@view
+def summary(request: Request) -> View:
+    """Passes, communication, memory and time."""
+    return summary_view.summary(request.inspection)
 
 
-@app.command()
-def passes(
-    target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
-) -> None:
+@view
+def passes(request: Request) -> View:
     """What each pass did, and how long it took."""
-    report = _compile(target, plan, world, evaluation)
-    _show(report.to_dict()["passes"], as_json, passes_table(report.passes))
+    return summary_view.passes(request.inspection)
 
 
-@app.command()
-def communication(
-    target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
-) -> None:
+@view
+def communication(request: Request) -> View:
     """Calls and bytes of each collective in a step."""
-    found = _compile(target, plan, world, evaluation).communication
-    _show(found.to_dict(), as_json, communication_table(found))
+    return summary_view.communication(request.inspection)
 
 
-@app.command()
-def memory(
-    target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
-) -> None:
-    """Bytes by category on one rank, and the peak."""
-    found = _compile(target, plan, world, evaluation).memory
-    _show(found.to_dict(), as_json, memory_table(found))
+@view
+def memory(request: Request) -> View:
+    """Bytes on one rank by category, over the step, and what makes the peak."""
+    return memory_view.memory(request.inspection)
 
 
-@app.command()
+@view
+def schedule(
+    request: Request,
+    trace: Annotated[Path | None, typer.Option(help="write a Chrome trace too, for Perfetto")] = None,
+) -> View:
+    """What a rank computes and sends when, after the cost model."""
+    if trace is not None:
+        schedule_view.write_trace(request.inspection, trace)
+    return schedule_view.schedule(request.inspection)
+
+
+@view
 def graph(
-    target: Target,
-    plan: PlanOption = "",
-    world: World = None,
-    as_json: Json = False,
-    evaluation: Evaluation = False,
-    after: Annotated[str | None, typer.Option(help="the pass after which to print; by default the last")] = None,
-    level: Annotated[GraphLevel, typer.Option(help="without --after: the last graph of this level")] = GraphLevel.STEP,
-) -> None:
-    """The graph after a pass."""
-    recorder = _record(target, plan, world, evaluation)
-    name = after or recorder.last(level.value)
-    text = recorder.after(name)
-    _show({"after": name, "graph": text.splitlines()}, as_json, Syntax(text, "python", word_wrap=False))
+    request: Request,
+    after: PassOption = None,
+    level: Annotated[Level | None, typer.Option(help="the last graph of this level")] = None,
+    unfold: Annotated[str | None, typer.Option(help="pattern of module paths to unfold; * for all")] = None,
+    search: Annotated[str | None, typer.Option(help="show the nodes whose name, operator or module has this")] = None,
+) -> View:
+    """The program after a pass, folded by module and repeated layer."""
+    found = request.inspection
+    stage = len(found.stages) - 1
+    if after is not None:
+        stage = found.stage_after(after)
+    elif level is not None:
+        stage = found.last_of(level)
+    return graph_view.graph(found, stage, unfold, search)
 
 
-@app.command()
+@view
 def diff(
-    target: Target,
-    pass_name: Annotated[str, typer.Argument(metavar="PASS", help="the pass whose change to print")],
-    plan: PlanOption = "",
-    world: World = None,
-    as_json: Json = False,
-    evaluation: Evaluation = False,
-) -> None:
-    """What a pass changed."""
-    text = _record(target, plan, world, evaluation).difference(pass_name)
-    _show({"pass": pass_name, "diff": text.splitlines()}, as_json, Syntax(text or "no change\n", "diff"))
+    request: Request,
+    pass_name: Annotated[str, typer.Argument(metavar="PASS", help="the pass whose changes to show")],
+) -> View:
+    """What a pass made, changed, moved and removed, and from which node."""
+    return graph_view.diff(request.inspection, request.inspection.stage_after(pass_name))
 
 
-@app.command()
+@view
+def why(
+    request: Request, node: Annotated[str, typer.Argument(metavar="NODE", help="a node of the last graph")]
+) -> View:
+    """Why a node is what and where it is, and the passes behind it."""
+    return why_view.why(request.inspection, node)
+
+
+@view
+def compare(request: Request, against: Against) -> View:
+    """Two plans side by side."""
+    return compare_view.compare(request.inspection, request.under(against))
+
+
+@view
 def source(
-    target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
-) -> None:
-    """The emitted Python."""
-    report = _compile(target, plan, world, evaluation)
-    _show({"path": str(report.source_path), "source": report.source}, as_json, Syntax(report.source, "python"))
+    request: Request,
+    standalone: Annotated[bool, typer.Option(help="a file that runs on its own, with torch alone")] = False,
+) -> View:
+    """The program as Python."""
+    return source_view.source(request.inspection, standalone)
 
 
-@app.command(name="check")
-def differential_check(
-    target: Target, plan: PlanOption = "", world: World = None, as_json: Json = False, evaluation: Evaluation = False
-) -> None:
+@view
+def check(request: Request) -> View:
     """Run the program after each pass beside the model, on all ranks in this process; exit code 1 if one differs."""
-    resolved = _plan(plan, world)
-    model, args, kwargs = load_target(target)
-    model.train(not evaluation)
-    with torch.set_grad_enabled(not evaluation):
-        verdict = check(model, args, kwargs, resolved)
-    _show(verdict.to_dict(), as_json, verdict_table(verdict))
-    if verdict.guilty is not None:
-        raise typer.Exit(1)
-
-
-def _record(target: str, plan_text: str, world: int | None, evaluation: bool) -> Recorder:
-    """The program after every pass, as text: only where it is asked for, for large models print slowly."""
-    recorder = Recorder()
-    report = _compile(target, plan_text, world, evaluation, recorder.observe)
-    recorder.keep_last(len(report.passes))
-    return recorder
-
-
-def _compile(
-    target: str, plan_text: str, world: int | None, evaluation: bool, observer: Observer | None = None
-) -> Report:
-    resolved = _plan(plan_text, world)
-    model, args, kwargs = load_target(target)
-    model.train(not evaluation)
-    with torch.set_grad_enabled(not evaluation):
-        return lower(model, args, kwargs, resolved, observer=observer).report
-
-
-def _plan(text: str, world: int | None) -> Plan:
-    """The plan of a text or file, resolved for `world` ranks, or for those of its mesh."""
-    plan = Plan.load(text) if Path(text).suffix in (".yaml", ".yml", ".json", ".toml") else Plan.parse(text)
-    return plan.resolve(world if world is not None else max(1, _product(plan)))
-
-
-def _product(plan: Plan) -> int:
-    ranks = 1
-    for size in plan.mesh.values():
-        ranks *= size
-    return ranks
-
-
-def _show(values: Any, as_json: bool, rendered: Any) -> None:
-    if as_json:
-        print(json.dumps(values, indent=2))
-    elif isinstance(rendered, Syntax) and not sys.stdout.isatty():
-        print(rendered.code, end="")
-    else:
-        Console().print(rendered)
+    model, args, kwargs = request.call
+    model.train(not request.evaluation)
+    with torch.set_grad_enabled(not request.evaluation):
+        return check_view.check(differential_check(model, args, kwargs, request.resolved))
 
 
 def _with_view(arguments: list[str]) -> list[str]:
-    """The summary is the view where a target stands in place of one."""
-    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    is_target = bool(arguments) and ":" in arguments[0] and arguments[0] not in names
-    return ["summary", *arguments] if is_target else arguments
+    """The summary is the view where a target stands in place of one. Raises GraphoptError for an unknown view."""
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    if not arguments or arguments[0] in names or arguments[0].startswith("-"):
+        return arguments
+    if ":" in arguments[0]:
+        return ["summary", *arguments]
+    raise GraphoptError(f"there is no view {arguments[0]!r}; {nearest(arguments[0], names)}")
 
 
-def main() -> None:
-    """Run the command line; an error of the user's is one line and exit code 2."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line, by default that of the process; an error of the user's is one line and exit code 2."""
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # it logs what is about to be raised
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(_with_view(sys.argv[1:]))
-    except GraphoptError as error:
-        print(f"graphopt-inspect: {error}", file=sys.stderr)
+        sys.exit(app(_with_view(given), standalone_mode=False))
+    except (GraphoptError, _UsageError) as error:
+        message = error.format_message() if isinstance(error, _UsageError) else str(error)
+        print(f"graphopt-inspect: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 

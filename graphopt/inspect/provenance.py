@@ -40,9 +40,6 @@ def changes(before: Stage | None, after: Stage) -> Changes:
         return Changes(made=[(record, None) for record in after.nodes])
     old = dict(zip(before.identities, before.nodes, strict=True))
     new = dict(zip(after.identities, after.nodes, strict=True))
-    if before.level != after.level:  # its outputs have other numbers, and nothing is the same node
-        old = {identity: record for identity, record in old.items() if identity >= 0}
-        new = {identity: record for identity, record in new.items() if identity >= 0}
     places = _places_taken(before, old, new)
     return Changes(
         made=[(r, r.facts.origin) for identity, r in new.items() if identity not in old],

@@ -1,7 +1,7 @@
 """What a compilation looks like after capture and after each pass, kept as it goes by."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -41,7 +41,8 @@ class NodeRecord:
 class Stage:
     """The program after one pass, or after capture.
 
-    nodes: in execution order. identities: for each, a number that a node keeps from stage to stage.
+    nodes: in execution order. identities: for each, a number that a node keeps from stage to stage, and an output
+        among programs of one level.
     """
 
     made_by: PassRecord
@@ -61,7 +62,7 @@ class Recorder:
         self.stages: list[Stage] = []
         self.program: Program | None = None
         self.layouts = layouts
-        self._identity: dict[fx.Node, int] = {}
+        self._identity: dict[Hashable, int] = {}
         self._known: dict[fx.Node, tuple[tuple[object, ...], NodeRecord]] = {}
 
     def observe(self, record: PassRecord, program: Program) -> None:
@@ -75,7 +76,7 @@ class Recorder:
         identities = [self._identity.setdefault(node, len(self._identity)) for node in nodes]
         for index, (role, result) in enumerate(zip(program.outputs, program.results, strict=True)):
             records.append(_output(index, str(role), result))
-            identities.append(-1 - index)
+            identities.append(self._identity.setdefault((program.level, role), len(self._identity)))
         self.stages.append(Stage(record, program.level.value, records, identities))
 
     def _recorded(self, node: fx.Node, role: str, placement: str) -> NodeRecord:

@@ -1,10 +1,17 @@
-"""The command line: every view as text and JSON, and one line for every mistake."""
+"""The command line: every view in every form, and one line for every mistake."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from graphopt.inspect.cli import main
 
 FACTORY = """
 import torch
@@ -53,30 +60,80 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "graphopt.inspect.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+@dataclass
+class Ran:
+    """What a command line printed, and how it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-@pytest.mark.parametrize("view", ["summary", "passes", "communication", "memory", "graph", "source"])
-def test_every_view_as_text_and_json(target: str, view: str) -> None:
-    plan = ["--plan", "dp=1024,zero=3"]
-    text = _run(view, f"{target}:model", *plan)
-    assert text.returncode == 0 and text.stdout, text.stderr
-    values = _run(view, f"{target}:model", *plan, "--json")
-    assert values.returncode == 0 and json.loads(values.stdout)
+def _run(*arguments: str) -> Ran:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return Ran(ended.value.code or 0, out.getvalue(), err.getvalue())  # type: ignore[arg-type]
+
+
+def _values(*arguments: str) -> Any:
+    found = _run(*arguments, "--format", "json")
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+VIEWS = {
+    "summary": [],
+    "passes": [],
+    "communication": [],
+    "memory": [],
+    "schedule": [],
+    "graph": [],
+    "source": [],
+    "diff": ["zero"],
+    "why": ["output_node_name"],
+    "compare": ["--against", "dp=1024,zero=1"],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_in_every_form(target: str, view: str, tmp_path: Path) -> None:
+    arguments = [view, f"{target}:model", *VIEWS[view], "--plan", "dp=1024,zero=3"]
+    arguments = ["mm" if argument == "output_node_name" else argument for argument in arguments]
+    text = _run(*arguments)
+    assert text.returncode == 0 and text.stdout.strip(), text.stderr
+    assert _values(*arguments)
+    drawn = _run(*arguments, "--format", "dot")
+    assert drawn.returncode == 0 and drawn.stdout.startswith("digraph {"), drawn.stderr
+    page = tmp_path / "page.html"
+    written = _run(*arguments, "--format", "html", "--output", str(page))
+    assert written.returncode == 0 and page.read_text().lstrip().lower().startswith("<!doctype html>"), written.stderr
+
+
+def test_the_command_is_installed_and_ends_as_its_line_says(target: str) -> None:
+    command = [sys.executable, "-m", "graphopt.inspect.cli"]
+    good = subprocess.run([*command, "passes", f"{target}:model"], capture_output=True, text=True, timeout=120)
+    assert good.returncode == 0 and "differentiate" in good.stdout and not good.stderr
+    bad = subprocess.run([*command, "passes", f"{target}:broken"], capture_output=True, text=True, timeout=120)
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1
+
+
+def test_a_trace_is_written_for_perfetto(target: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    assert _run("schedule", f"{target}:model", "--plan", "dp=4,zero=3", "--trace", str(path)).returncode == 0
+    assert {event["ph"] for event in json.loads(path.read_text())["traceEvents"]} == {"M", "X"}
 
 
 def test_a_check_compares_every_pass(target: str) -> None:
     plan = ["--plan", "dp=2,zero=3,zero.whole_below=0"]
     shown = _run("check", f"{target}:real", *plan)
     assert shown.returncode == 0 and shown.stdout.count("agrees") == 6, shown.stderr
-    values = json.loads(_run("check", f"{target}:real", *plan, "--json").stdout)
+    values = _values("check", f"{target}:real", *plan)
     assert values["guilty"] is None and [each["worst"] for each in values["passes"]] == [0.0] * 6
 
 
 def test_bytes_on_many_ranks(target: str) -> None:
-    found = json.loads(_run("communication", f"{target}:model", "--plan", "dp=256,zero=3", "--json").stdout)
+    found = _values("communication", f"{target}:model", "--plan", "dp=256,zero=3")
     whole = 4 * 512 * 512 * 4
     gathers = [row["bytes"] for row in found["collectives"] if row["collective"] == "all-gather"]
     # The first layer's input wants no gradient, so its weight is not gathered for backward.
@@ -84,15 +141,16 @@ def test_bytes_on_many_ranks(target: str) -> None:
 
 
 def test_a_target_alone_gives_the_summary(target: str) -> None:
-    given = [f"{target}:model", "--plan", "dp=4,zero=3", "--json"]
-    alone, named = (json.loads(_run(*view, *given).stdout) for view in ([], ["summary"]))
+    given = [f"{target}:model", "--plan", "dp=4,zero=3"]
+    alone, named = (_values(*view, *given) for view in ([], ["summary"]))
     assert alone.keys() == named.keys() and alone["communication"] == named["communication"]
 
 
 def test_a_graph_is_that_of_the_compilation_that_counts(target: str) -> None:
     """Of two compilations of one call, the second has the gradients."""
-    shown = _run("graph", f"{target}:two_outputs", "--after", "differentiate").stdout
-    assert "output (gradient linear.weight) = None" not in shown and "output (gradient linear.weight) = " in shown
+    nodes = _values("graph", f"{target}:two_outputs", "--after", "differentiate")["nodes"]
+    (gradient,) = (node for node in nodes if node["target"] == "output (gradient linear.weight)")
+    assert gradient["arguments"] != "None"
 
 
 def test_a_view_that_does_not_exist_is_told_the_nearest(target: str) -> None:
@@ -102,12 +160,13 @@ def test_a_view_that_does_not_exist_is_told_the_nearest(target: str) -> None:
 
 def test_a_difference_and_a_graph_in_between(target: str) -> None:
     changed = _run("diff", f"{target}:model", "schedule", "--plan", "dp=2,zero=3").stdout
-    assert changed.startswith("--- before") and "all_gather" in changed
+    assert "> all_gather" in changed and "# moved, now after" in changed
     first = _run("diff", f"{target}:model", "differentiate", "--plan", "dp=2,zero=3").stdout
-    assert any(line.startswith("-") and "aten.linear" in line for line in first.splitlines())
-    captured = _run("graph", f"{target}:model", "--level", "forward", "--plan", "passes=differentiate").stdout
-    assert "aten.linear" in captured
-    before = _run("graph", f"{target}:model", "--after", "canonicalize", "--plan", "dp=2,zero=3").stdout
+    assert any(line.startswith("- linear") and "in its place" in line for line in first.splitlines())
+    unfolded = ["--unfold", "*"]
+    captured = _run("graph", f"{target}:model", "--level", "forward", "--plan", "passes=differentiate", *unfolded)
+    assert "aten.linear" in captured.stdout
+    before = _run("graph", f"{target}:model", "--after", "canonicalize", "--plan", "dp=2,zero=3", *unfolded).stdout
     assert "aten.linear" in before and "all_gather" not in before
 
 
@@ -129,6 +188,12 @@ def test_a_difference_and_a_graph_in_between(target: str) -> None:
         (["memory", "{}:model", "--plan", "dp=3", "--world", "4"], ["dp=4"]),
         (["graph", "{}:model", "--after", "zerro", "--plan", "dp=2,zero=3"], ["'zerro'", "'zero'"]),
         (["diff", "{}:model", "bukket", "--plan", "dp=2,zero=3"], ["'bukket'", "'bucket'"]),
+        (["why", "{}:model", "mmm_1", "--plan", "dp=2,zero=3"], ["no node 'mmm_1'", "'mm_1'"]),
+        (["memory", "{}:model", "--hardware", "h100"], ["no hardware 'h100'", "'h100-sxm'"]),
+        (["memory", "{}:model", "--format", "yaml"], ["'yaml'", "json"]),
+        (["memory", "{}:model", "--against", "dp=2"], ["--against"]),
+        (["compare", "{}:model"], ["--against"]),
+        (["memory", "{}:model", "-o", "no/such/folder/x"], ["no/such/folder/x cannot be written"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(target: str, arguments: list[str], words: list[str]) -> None:

@@ -10,9 +10,10 @@ from graphopt.inspect.inspection import Inspection
 from graphopt.inspect.views.base import View
 
 
-def source(inspection: Inspection, code: str) -> View:
+def source(inspection: Inspection, standalone: bool) -> View:
     """Python of the last program: as it is emitted, or as a file that runs on its own."""
     report = inspection.report
+    code = inspection.standalone if standalone else report.source
 
     def values() -> dict[str, Any]:
         return {"path": str(report.source_path), "source": code}

@@ -1,0 +1,109 @@
+"""What a command line asks for: a target under a plan, on some hardware, and how the answer is to be written."""
+
+import dataclasses
+import enum
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.syntax import Syntax
+from torch import nn
+
+from graphopt.cost.hardware import find_hardware
+from graphopt.inspect.document import document
+from graphopt.inspect.inspection import Inspection, inspect_model
+from graphopt.inspect.page import page
+from graphopt.inspect.target import TargetError, load_target
+from graphopt.inspect.views.base import View
+from graphopt.plan import Plan
+
+_PLAN_FILES = (".yaml", ".yml", ".json", ".toml")
+
+
+class Format(enum.StrEnum):
+    """How a view is written."""
+
+    TEXT = "text"
+    JSON = "json"
+    DOT = "dot"
+    HTML = "html"
+
+
+@dataclass(frozen=True)
+class Request:
+    """plan: text or a file. world: ranks; by default the product of the plan's mesh."""
+
+    target: str
+    plan: str
+    world: int | None
+    hardware: str
+    evaluation: bool
+
+    @functools.cached_property
+    def resolved(self) -> Plan:
+        """The plan for all ranks."""
+        plan = Plan.load(self.plan) if Path(self.plan).suffix in _PLAN_FILES else Plan.parse(self.plan)
+        return plan.resolve(self.world if self.world is not None else max(1, math.prod(plan.mesh.values())))
+
+    @functools.cached_property
+    def call(self) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+        """The model and its example inputs."""
+        plan = self.resolved  # a plan that cannot be read is said before a model is built
+        del plan
+        return load_target(self.target)
+
+    @functools.cached_property
+    def inspection(self) -> Inspection:
+        hardware = find_hardware(self.hardware)
+        model, args, kwargs = self.call
+        return inspect_model(model, args, kwargs, self.resolved, hardware, evaluation=self.evaluation)
+
+    def under(self, plan: str) -> Inspection:
+        """The same model under another plan."""
+        return dataclasses.replace(self, plan=plan).inspection
+
+
+def write(view: View, request: Request, form: Format, output: Path | None) -> None:
+    """Write a view to `output`, or to the terminal. Raises TargetError if the file cannot be written."""
+    if form is Format.TEXT and output is None:
+        _print(view)
+        return
+    text = _rendered(view, request, form)
+    if output is None:
+        print(text, end="" if text.endswith("\n") else "\n")
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TargetError(f"{output} cannot be written: {error.strerror}") from error
+    print(f"{output}: {len(text.encode()):,} bytes")
+
+
+def _rendered(view: View, request: Request, form: Format) -> str:
+    if form is Format.JSON:
+        return json.dumps(view.values(), indent=2)
+    if form is Format.DOT:
+        return view.drawing().dot()
+    if form is Format.HTML:
+        return page({**document(request.inspection, start=view.anchor), **view.page})
+    content = view.text()
+    if isinstance(content, Syntax):
+        return str(content.code)
+    console = Console(width=200, no_color=True)
+    with console.capture() as captured:
+        console.print(content)
+    return captured.get()
+
+
+def _print(view: View) -> None:
+    """To a terminal with its width and colours; elsewhere plain, and code as it is, so that it can be run."""
+    console = Console()
+    content = view.text()
+    if isinstance(content, Syntax) and not console.is_terminal:
+        print(content.code, end="")
+    else:
+        console.print(content, soft_wrap=not console.is_terminal)

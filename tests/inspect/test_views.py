@@ -1,0 +1,138 @@
+"""Every view in every form: text that prints, values that are JSON, DOT that parses, an anchor of the page."""
+
+import json
+import math
+from collections.abc import Callable
+
+import pydot
+import pytest
+from rich.console import Console
+
+from graphopt.cost.chrome_trace import chrome_trace
+from graphopt.inspect.document import document
+from graphopt.inspect.fold import fold
+from graphopt.inspect.inspection import Inspection
+from graphopt.inspect.placement import placements
+from graphopt.inspect.views import compare, graph, memory, schedule, source, summary, why
+from graphopt.inspect.views.base import View
+from graphopt.ir import OutputKind
+from tests.support.inspected import PLAN, inspected
+
+
+@pytest.fixture(scope="module")
+def inspection() -> Inspection:
+    return inspected()
+
+
+@pytest.fixture(scope="module")
+def other() -> Inspection:
+    return inspected(plan="dp=2,zero=1")
+
+
+VIEWS: dict[str, Callable[[Inspection, Inspection], View]] = {
+    "summary": lambda found, _: summary.summary(found),
+    "passes": lambda found, _: summary.passes(found),
+    "communication": lambda found, _: summary.communication(found),
+    "memory": lambda found, _: memory.memory(found),
+    "schedule": lambda found, _: schedule.schedule(found),
+    "folded": lambda found, _: graph.graph(found, len(found.stages) - 1, None, None),
+    "unfolded": lambda found, _: graph.graph(found, 0, "*", None),
+    "searched": lambda found, _: graph.graph(found, 3, None, "all_gather"),
+    "diff": lambda found, _: graph.diff(found, 3),
+    "why": lambda found, _: why.why(found, "mm_3"),
+    "compare": lambda found, another: compare.compare(found, another),
+    "source": lambda found, _: source.source(found, standalone=False),
+}
+
+
+def _text(view: View) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(view.text())
+    return captured.get()
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_text_values_and_drawing(name: str, inspection: Inspection, other: Inspection) -> None:
+    view = VIEWS[name](inspection, other)
+    assert _text(view).strip()
+    assert json.loads(json.dumps(view.values(), allow_nan=False))
+    (parsed,) = pydot.graph_from_dot_data(view.drawing().dot())
+    frames = [parsed, *parsed.get_subgraphs()]
+    assert sum(len(frame.get_nodes()) for frame in frames) > 1
+    assert len(parsed.get_edges()) == len(view.drawing().arrows)
+
+
+def test_folds_hold_every_node_once(inspection: Inspection) -> None:
+    stage = inspection.stages[-1]
+    folds = fold(stage.nodes, inspection.repeats)
+    names = [record.name for top in folds for record in top.all_nodes()]
+    assert sorted(names) == sorted(record.name for record in stage.nodes)
+    assert [top.label for top in folds] == ["inputs", "forward", "backward", "outputs"]
+    assert inspection.repeats == [["model.layers.0", "model.layers.1"]]
+    (model,) = (inner for inner in folds[1].folds if inner.path == "model")
+    assert [inner.alike for inner in model.folds if "layers" in inner.label] == [2]
+
+
+def test_a_folded_graph_shows_the_layers_once_and_unfolds_where_asked(inspection: Inspection) -> None:
+    last = len(inspection.stages) - 1
+    folded = _text(graph.graph(inspection, last, None, None))
+    assert "layers.0 … 1" in folded and "2 alike" in folded and "aten.mm" not in folded
+    unfolded = _text(graph.graph(inspection, last, "model.layers.0.mlp.gate_proj", None))
+    assert unfolded.count("aten.mm.default") == 1
+
+
+def test_a_diff_shows_what_came_from_where(inspection: Inspection) -> None:
+    shown = _text(graph.diff(inspection, inspection.stage_after("zero")))
+    assert "# from" in shown and "# in its place" in shown
+
+
+def test_the_timeline_adds_up_to_the_peak(inspection: Inspection) -> None:
+    found = inspection.report.memory
+    alive = 0
+    for steps in found.steps().values():
+        alive += next((size for position, size in reversed(steps) if position <= found.peak_position), 0)
+    assert alive == found.peak_bytes == max(max(found.timeline), found.peak_bytes)
+    assert sum(life.size for life in found.at_peak()) == found.peak_bytes
+
+
+def test_gradients_end_up_as_shards_and_begin_as_parts_of_a_sum(inspection: Inspection) -> None:
+    placed = placements(inspection.program, inspection.recorder.layouts)
+    ends = {placed[node] for _, node in inspection.program.results_of(OutputKind.GRADIENT) if node is not None}
+    assert ends == {"shard 0 of dp", "replicated"}  # norms stay whole
+    assert "partial over dp" in placed.values()
+
+
+def test_the_document_says_each_stage_again(inspection: Inspection, other: Inspection) -> None:
+    values = json.loads(json.dumps(document(inspection)))
+    strings, names = values["strings"], values["records"]["name"]
+    for stage, said in zip(inspection.stages, values["stages"], strict=True):
+        order = [first + offset for first, count in said["order"] for offset in range(count)]
+        assert [strings[names[number]] for number in order] == [record.name for record in stage.nodes]
+    assert {len(column) for column in values["records"].values()} == {len(names)}
+    told = {strings[int(name)]: [strings[each] for each in why] for name, why in values["why"].items()}
+    assert told == inspection.explanations
+    peak = values["memory"]["at_peak"]
+    assert sum(size for _, _, size, _, _ in peak) == values["memory"]["peak_bytes"]
+    total = max(start + duration for _, _, start, duration in values["schedule"]["tasks"])
+    assert math.isclose(total, values["schedule"]["total_us"], rel_tol=1e-3)
+
+
+def test_two_plans_differ_where_zero_says(inspection: Inspection, other: Inspection) -> None:
+    values = compare.compare(inspection, other).values()
+    assert values["left"].startswith(PLAN) and values["right"] == "dp=2,zero=1"
+    rows = {row[0]: row[1:] for row in values["rows"]}
+    assert float(rows["bytes sent"][2]) < 1.0, "stage 1 gathers once"
+    backward = [row for row in values["moved"] if row[0].endswith("gathered in backward")]
+    assert backward and all(row[2] == "nowhere" for row in backward)
+
+
+def test_the_same_plan_differs_nowhere(inspection: Inspection) -> None:
+    values = compare.compare(inspection, inspected()).values()
+    assert values["moved"] == [] and all(row[3] in ("1.000", "") for row in values["rows"])
+
+
+def test_the_trace_has_an_event_for_every_task(inspection: Inspection) -> None:
+    events = chrome_trace(inspection.schedule, [0, 1])["traceEvents"]
+    spans = [event for event in events if event["ph"] == "X" and event["cat"] != "stall"]
+    assert len(spans) == 2 * len(inspection.schedule.tasks)
