@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from graphopt.driver import Compilation, lower
-from graphopt.inspect.differential import copied
 from graphopt.inspect.outcome import Workload
 from graphopt.ir import Program
 from graphopt.ir.meaning import Meaning
+from graphopt.ir.snapshot import copied
 from graphopt.ir.verifier import Verifier
 from graphopt.passes.pipeline import PassRecord
 from graphopt.plan import Plan

@@ -6,28 +6,12 @@ import pytest
 import torch
 
 from graphopt.errors import VerificationError
-from graphopt.inspect.differential import copied
 from graphopt.inspect.outcome import program_outcome
 from graphopt.ir.collectives import check_ranks, collectives_of
+from graphopt.ir.snapshot import copied
 from tests.mutation.mutators import MUTATORS
 from tests.mutation.subjects import NAMES, Subject, subject
-
-
-def _killed(mutant: str, one: Subject) -> bool | None:
-    """Whether the verifier refuses a mutant without running it; None where the mutator does not apply."""
-    program = copied(one.program)
-    if not MUTATORS[mutant](program):
-        return None
-    try:
-        one.check(program)
-    except VerificationError:
-        return True
-    return False
-
-
-def kill_table() -> dict[str, dict[str, bool | None]]:
-    """For each mutator and each program, whether the verifier kills the mutant."""
-    return {mutant: {name: _killed(mutant, subject(name)) for name in NAMES} for mutant in MUTATORS}
+from tests.mutation.table import kill_table
 
 
 @pytest.mark.parametrize("name", NAMES)
