@@ -1,0 +1,39 @@
+// Small pieces that several views share.
+import type { RecordNumber } from "../model/recording.ts";
+import { useView } from "../state.ts";
+
+/** A node's name; a click selects it. A name that no program has is plain text. */
+export function NodeLink({ name, near }: { name: string; near?: number }) {
+  const view = useView();
+  const known = view.recording.stageWith(name, near ?? view.recording.stageCount - 1) !== null;
+  if (!known) return <span class="mono">{name}</span>;
+  return (
+    <button class={`link mono ${view.node.value === name ? "selected" : ""}`} onClick={() => view.select(name)}>{name}</button>
+  );
+}
+
+/** `aten.mm.default(view, t)`, on one line. */
+export function Call({ record }: { record: RecordNumber }) {
+  const { recording } = useView();
+  const call = recording.of(record, "kind") === "call";
+  const [target, given] = [recording.of(record, "target"), recording.of(record, "arguments")];
+  return (
+    <span class="call mono" title={call ? `${target}(${given})` : target}>
+      {target}{call && <span class="faint">({given})</span>}
+    </span>
+  );
+}
+
+export function Segments<T extends string>({ value, choices, onChoose }: {
+  value: T;
+  choices: Record<T, string>;
+  onChoose: (value: T) => void;
+}) {
+  return (
+    <div class="segments" role="group">
+      {(Object.entries(choices) as [T, string][]).map(([key, label]) => (
+        <button key={key} aria-pressed={value === key} onClick={() => onChoose(key)}>{label}</button>
+      ))}
+    </div>
+  );
+}
