@@ -1,4 +1,4 @@
-"""``python -m bench train`` and ``python -m bench compile``: measure, print a table, store the result as JSON."""
+"""``python -m bench train``, ``compile``, ``verify``: measure, print a table, store the result as JSON."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.compile_time import first_steps, giant, growth
+from bench.compile_time import first_steps, giant, growth, verification
 from bench.machine import description
 from bench.rivals import RIVALS
 from bench.statistics import spread
@@ -52,6 +52,15 @@ def _compile(options: argparse.Namespace) -> dict[str, Any]:
     return {"growth": medians, "first_steps": steps, "giant": large}
 
 
+def _verify(options: argparse.Namespace) -> dict[str, Any]:
+    shares = {depth: asdict(spread(each)) for depth, each in verification((8, 64), options.rounds).items()}
+    table = Table("layers", "verifier's share of compile time", "quartiles")
+    for depth, each in shares.items():
+        table.add_row(str(depth), f"{each['median']:.1%}", f"{each['low']:.1%}–{each['high']:.1%}")
+    Console().print(table)
+    return {"share": shares}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -67,6 +76,10 @@ def main() -> None:
     compiling.add_argument("--rounds", type=int, default=3)
     compiling.add_argument("--result", default="compile")
     compiling.set_defaults(run=_compile)
+    verifying = commands.add_parser("verify", help="the verifier's share of compile time")
+    verifying.add_argument("--rounds", type=int, default=3)
+    verifying.add_argument("--result", default="verify")
+    verifying.set_defaults(run=_verify)
     options = parser.parse_args()
     found = {
         "machine": description(),

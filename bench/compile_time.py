@@ -1,5 +1,6 @@
-"""Seconds from model to program: growth with depth, beside torch.compile's first step, and a very large model."""
+"""Seconds from model to program: growth with depth, what the verifier takes, torch.compile beside it, a giant."""
 
+import dataclasses
 import json
 import resource
 import subprocess
@@ -11,26 +12,42 @@ import torch
 
 from bench.workloads import llama, tokens
 
-INSPECT = "summary bench/giant.py:llama_405b --plan dp=1024,zero=3 --json"
+INSPECT = "summary bench/giant.py:llama_405b --plan dp=1024,zero=3 --format json"
 
 
 def growth(depths: tuple[int, ...], repeats: int) -> dict[int, list[float]]:
     """Seconds of capture, passes and emission for each depth, under ZeRO-3 on 8 ranks; depths interleaved."""
+    seconds: dict[int, list[float]] = {depth: [] for depth in depths}
+    _compiled(1)
+    for _ in range(repeats):
+        for depth in depths:
+            seconds[depth].append(_compiled(depth)[0])
+    return seconds
+
+
+def verification(depths: tuple[int, ...], repeats: int) -> dict[int, list[float]]:
+    """The verifier's share of a compilation's processor time, for each depth; runs with and without it interleaved."""
+    shares: dict[int, list[float]] = {depth: [] for depth in depths}
+    _compiled(1)
+    for _ in range(repeats):
+        for depth in depths:
+            without, with_it = _compiled(depth, verify=False)[1], _compiled(depth)[1]
+            shares[depth].append((with_it - without) / with_it)
+    return shares
+
+
+def _compiled(depth: int, *, verify: bool = True) -> tuple[float, float]:
+    """Seconds and seconds of processor time to compile a Llama of that depth without weights."""
     from graphopt.driver import lower
     from graphopt.plan import Plan
 
-    plan = Plan.parse("zero=3").resolve(8)
+    plan = dataclasses.replace(Plan.parse("zero=3"), verify=verify).resolve(8)
     ids = tokens(0, 0)
-    lower(llama(1, 64), (), {"input_ids": ids, "labels": ids}, plan)
-    seconds: dict[int, list[float]] = {depth: [] for depth in depths}
-    for _ in range(repeats):
-        for depth in depths:
-            with torch.device("meta"):
-                model = llama(depth, 64)
-            started = time.perf_counter()
-            lower(model, (), {"input_ids": ids, "labels": ids}, plan)
-            seconds[depth].append(time.perf_counter() - started)
-    return seconds
+    with torch.device("meta"):
+        model = llama(depth, 64)
+    started, used = time.perf_counter(), time.process_time()
+    lower(model, (), {"input_ids": ids, "labels": ids}, plan)
+    return time.perf_counter() - started, time.process_time() - used
 
 
 def first_steps(layers: int) -> dict[str, float]:
