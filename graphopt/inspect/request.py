@@ -5,6 +5,7 @@ import enum
 import functools
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from graphopt.inspect.target import TargetError, load_target
 from graphopt.inspect.views.base import View
 from graphopt.plan import Plan
 
+_WIDE = 200
 _PLAN_FILES = (".yaml", ".yml", ".json", ".toml")
 
 
@@ -68,14 +70,14 @@ class Request:
 
 
 def write(view: View, request: Request, form: Format, output: Path | None) -> None:
-    """Write a view to `output`, or to the terminal. Raises TargetError if the file cannot be written."""
-    if form is Format.TEXT and output is None:
-        _print(view)
+    """Write a view to `output`, or print it. Raises TargetError if the file cannot be written."""
+    if output is None:
+        if form is Format.TEXT and sys.stdout.isatty():
+            Console().print(view.text())
+        else:
+            print(_rendered(view, request, form).rstrip("\n"))
         return
     text = _rendered(view, request, form)
-    if output is None:
-        print(text, end="" if text.endswith("\n") else "\n")
-        return
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -84,6 +86,7 @@ def write(view: View, request: Request, form: Format, output: Path | None) -> No
 
 
 def _rendered(view: View, request: Request, form: Format) -> str:
+    """For a file or another program: wide, plain, and code as it is, so that it can be run."""
     if form is Format.JSON:
         return json.dumps(view.values(), indent=2)
     if form is Format.DOT:
@@ -93,17 +96,7 @@ def _rendered(view: View, request: Request, form: Format) -> str:
     content = view.text()
     if isinstance(content, Syntax):
         return str(content.code)
-    console = Console(width=200, no_color=True)
+    console = Console(width=_WIDE, color_system=None)
     with console.capture() as captured:
         console.print(content)
     return captured.get()
-
-
-def _print(view: View) -> None:
-    """To a terminal with its width and colours; elsewhere plain, and code as it is, so that it can be run."""
-    console = Console()
-    content = view.text()
-    if isinstance(content, Syntax) and not console.is_terminal:
-        print(content.code, end="")
-    else:
-        console.print(content, soft_wrap=not console.is_terminal)

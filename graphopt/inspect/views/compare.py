@@ -20,6 +20,8 @@ def compare(left: Inspection, right: Inspection) -> View:
         table = Table("of a step on one rank", found.left, found.right, "ratio")
         for row in found.rows:
             table.add_row(*row)
+        if not found.moved:
+            return table
         moved = Table("what", found.left, found.right, title="elsewhere", title_justify="left")
         for elsewhere in found.moved[:_MOST]:
             moved.add_row(*elsewhere)

@@ -22,7 +22,7 @@ def why(inspection: Inspection, name: str) -> View:
     def text() -> RenderableType:
         table = Table("pass", "what", "node", title="the passes behind it", title_justify="left")
         for made_by, event, state in reversed(chain):
-            table.add_row(made_by, event, Text(str(state)))
+            table.add_row(made_by, event, Text(str(state), no_wrap=True, overflow="ellipsis"))
         reads = Text(f"reads {', '.join(record.inputs) or 'nothing'}")
         read_by = Text(f"read by {', '.join(each.name for each in readers) or 'nothing'}")
         return Group(node_line(record), *(Text(f"  - {each}") for each in sentences), reads, read_by, table)
