@@ -86,10 +86,9 @@ def _arguments(task: Task) -> dict[str, Any]:
         "source": facts.source,
         "made_by": facts.made_by,
         "reasons": "; ".join(facts.reasons),
+        "flops": work.flops,
+        "read_bytes": work.read_bytes,
+        "written_bytes": work.written_bytes,
+        "whole_bytes": 0 if collective is None else collective.whole_bytes,
     }
-    counts = (
-        {"flops": work.flops, "read_bytes": work.read_bytes, "written_bytes": work.written_bytes}
-        if collective is None
-        else {"whole_bytes": collective.whole_bytes}
-    )
-    return {name: value for name, value in {**told, **counts}.items() if value}
+    return {name: value for name, value in told.items() if value}

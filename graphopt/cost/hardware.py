@@ -1,4 +1,8 @@
-"""What a rank runs on: peak rates, memory and links. Rates of presets are peaks of data sheets, so times are bounds."""
+"""What a rank runs on: peak rates, memory and links.
+
+Presets have the rates of NVIDIA's data sheets for the A100 80GB, H100 and H200 Tensor Core GPUs (SXM). No program
+reaches such peaks, so what is computed with them bounds its times from below; a file can say what was measured.
+"""
 
 import dataclasses
 import json
@@ -191,9 +195,9 @@ def _number(name: str, value: Any, *, positive: bool = False) -> float:
     return given
 
 
-# NVIDIA A100 80GB, H100 and H200 Tensor Core GPU data sheets, SXM: dense rates (half of those "with sparsity"; float32
-# without TF32, as PyTorch multiplies by default), and half of NVLink's bandwidth, which is the sum of both directions.
-# Data sheets give no latencies: those of launches and messages are of the order of magnitude that CUDA and NCCL show.
+# Rates are dense: half of those "with sparsity". float32 is without TF32, as PyTorch multiplies by default. NVLink's
+# bandwidth is halved, for it is given as the sum of both directions. No data sheet has latencies: those of launches and
+# messages are of the order of magnitude that is seen with CUDA and NCCL.
 _HOPPER = {
     "float64": 67e12,
     "float32": 67e12,

@@ -12,8 +12,9 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from graphopt._torch import OpOverload, pytree
+from graphopt._torch import OpOverload
 from graphopt.ir import is_view
+from graphopt.ir.collectives import collective_of
 
 aten = torch.ops.aten
 
@@ -58,14 +59,13 @@ _NOTHING = Work(0, 0, 0, torch.float32)
 
 
 def work_of(node: fx.Node) -> Work:
-    """What `node` does. Inputs, views, items of lists, waits and what runs on the host do nothing.
+    """What `node` does. Inputs, views, items of lists, collectives, waits and what runs on the host do nothing.
 
     Matrix multiplications, convolutions and attention do their multiplications and additions, also those that a mask
-    leaves out; any other call one operation for each element of the largest tensor that it reads or writes. What a
-    collective moves is not its work: `graphopt.ir.collectives` says that.
+    leaves out; any other call one operation for each element of the largest tensor that it reads or writes.
     """
     results = _tensors(node.meta.get("val"))
-    if node.op != "call_function" or not results or is_free(node):
+    if node.op != "call_function" or not results or is_free(node) or collective_of(node) is not None:
         return _NOTHING
     packet = node.target.overloadpacket if isinstance(node.target, OpOverload) else None
     read = [] if packet in _READ_NOTHING else [t for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))]
@@ -79,15 +79,16 @@ def work_of(node: fx.Node) -> Work:
         most if flops is None else flops,
         sum(count * tensor.element_size() for count, tensor in zip(counts, read, strict=True)),
         sum(_elements(tensor) * tensor.element_size() for tensor in written),
-        next((tensor.dtype for tensor in (*read, *results) if tensor.is_floating_point()), results[0].dtype),
+        next((tensor.dtype for tensor in (*read, *results) if tensor.is_floating_point()), (*read, *results)[0].dtype),
     )
 
 
 def contraction_flops(node: fx.Node) -> int | None:
     """Operations of a matrix multiplication, convolution or attention, two for each multiply-add; None for other calls.
 
-    As `torch.utils.flop_counter` counts them, except for what it does not know, and for the gradient of a grouped
-    convolution, where it multiplies each group with all others.
+    As `torch.utils.flop_counter` counts them, except for what it does not know, among it (in torch 2.11) attention with
+    fewer heads of keys than of queries, and for gradients of grouped convolutions, where it multiplies each group with
+    all others.
     """
     if not isinstance(node.target, OpOverload):
         return None
@@ -95,8 +96,9 @@ def contraction_flops(node: fx.Node) -> int | None:
     formula = _FORMULAS.get(name) or flop_registry.get(node.target.overloadpacket)
     if formula is None:
         return None
-    args, kwargs, result = pytree.tree_map(_concrete, (node.args, dict(node.kwargs), node.meta["val"]))
-    return int(formula(*args, **kwargs, out_val=result))
+    arguments = [_concrete(argument) for argument in node.args]
+    named = {name: _concrete(argument) for name, argument in node.kwargs.items()}
+    return int(formula(*arguments, **named, out_val=_concrete(node.meta["val"])))
 
 
 def is_free(node: fx.Node) -> bool:
@@ -112,7 +114,9 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _concrete(value: Any) -> Any:
-    """The tensor of a node, of the sizes that it has in the example."""
+    """An argument of a call: tensors for nodes, of the sizes that they have in the example."""
+    if isinstance(value, (list, tuple)):
+        return [_concrete(item) for item in value]
     if isinstance(value, fx.Node):
         value = value.meta["val"]
     if isinstance(value, torch.Tensor) and not all(isinstance(size, int) for size in value.shape):
@@ -167,19 +171,37 @@ def _convolution_backward(
     return 2 * gradients * math.prod(places) * image.shape[0] * weight.numel()
 
 
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Queries [..., q, d] with keys [..., k, d], and that with values [..., k, v]; heads as many as of queries."""
+    return 2 * math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def _attention_backward(
+    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+) -> int:
+    """The scores once more, and two products for the gradients of each of the two products."""
+    widths = 3 * query.shape[-1] + 2 * value.shape[-1]
+    return 2 * math.prod(query.shape[:-1]) * key.shape[-2] * widths
+
+
+_ATTENTION = (
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
+)
 _FORMULAS: Mapping[str, Callable[..., int]] = {
+    **dict.fromkeys(_ATTENTION, _attention),
+    **{f"{name}_backward": _attention_backward for name in _ATTENTION},
     "aten::_grouped_mm": _grouped_multiplication,
     "aten::_int_mm": _inner_product,
-    "aten::_scaled_dot_product_flash_attention_for_cpu": flop_registry[aten._scaled_dot_product_flash_attention],
-    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (
-        flop_registry[aten._scaled_dot_product_flash_attention_backward]
-    ),
     "aten::convolution_backward": _convolution_backward,
     "aten::dot": _inner_product,
     "aten::linear": _inner_product,
     "aten::matmul": _inner_product,
     "aten::mv": _inner_product,
-    "aten::scaled_dot_product_attention": flop_registry[aten._scaled_dot_product_flash_attention],
+    "aten::scaled_dot_product_attention": _attention,
     "transformers::grouped_mm_fallback": _grouped_multiplication,
     "transformers::grouped_mm_fallback_backward": _grouped_multiplication_backward,
 }
