@@ -4,7 +4,7 @@ import { createContext } from "preact";
 import { useContext } from "preact/hooks";
 import type { Recording, Stage } from "./model/recording.ts";
 import { Search } from "./model/search.ts";
-import { fold, hiding } from "./model/tree.ts";
+import { fold, hiding, leadingToRepeats } from "./model/tree.ts";
 
 export const TABS = ["graph", "diff", "memory", "schedule", "summary", "source", "compare"] as const;
 export type Tab = (typeof TABS)[number];
@@ -16,7 +16,7 @@ export class View {
   readonly node = signal<string | null>(null); // the selected one
   readonly drawn = signal(false); // the graph as a drawing, not as a list
   readonly byProvenance = signal(false); // the diff by provenance, not side by side
-  readonly open = signal<ReadonlySet<string>>(new Set(["forward"])); // groups of the list
+  readonly open = signal<ReadonlySet<string>>(new Set()); // groups of the list
   readonly openBoxes = signal<ReadonlySet<string>>(new Set(["forward", "backward"])); // groups of the drawing
   readonly query = signal("");
 
@@ -31,6 +31,8 @@ export class View {
     this.tabs = TABS.filter((tab) => tab !== "compare" || recording.data.comparison !== null);
     this.search = new Search(recording);
     this.stageIndex.value = recording.stageCount - 1;
+    const forward = this.sections.value.filter(({ key }) => key === "forward");
+    this.open.value = new Set(["forward", ...leadingToRepeats(forward)]);
     this.readAddress();
     addEventListener("hashchange", () => this.readAddress());
     effect(() => this.writeAddress());

@@ -9,6 +9,7 @@ export function bytes(count: number): string {
 }
 
 export function microseconds(time: number): string {
+  if (time === 0) return "0";
   if (time >= 1e6) return `${(time / 1e6).toFixed(2)} s`;
   if (time >= 1e3) return `${(time / 1e3).toFixed(2)} ms`;
   return `${time.toFixed(time < 10 ? 2 : 1)} µs`;

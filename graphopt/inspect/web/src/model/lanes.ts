@@ -53,3 +53,28 @@ function kindOf(recording: Recording, name: number): Kind {
   const phase = recording.of(record, "phase");
   return phase === "forward" || phase === "backward" ? phase : "other";
 }
+
+export interface Cost {
+  operator: string;
+  stream: string;
+  tasks: number;
+  total: number; // µs
+  longest: Task;
+}
+
+/** Time by operator and stream, most first. */
+export function byOperator(all: Lane[], operatorOf: (name: string) => string): Cost[] {
+  const costs = new Map<string, Cost>();
+  for (const { stream, tasks } of all) {
+    for (const task of tasks) {
+      const operator = operatorOf(task.name);
+      const key = `${stream} ${operator}`;
+      if (!costs.has(key)) costs.set(key, { operator, stream, tasks: 0, total: 0, longest: task });
+      const cost = costs.get(key)!;
+      cost.tasks += 1;
+      cost.total += task.duration;
+      if (task.duration > cost.longest.duration) cost.longest = task;
+    }
+  }
+  return [...costs.values()].sort((a, b) => b.total - a.total);
+}

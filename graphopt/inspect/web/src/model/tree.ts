@@ -144,6 +144,16 @@ export function visible(sections: Group[], open: ReadonlySet<string>): Row[] {
   return rows;
 }
 
+/** Keys of the groups down to the repeated layers: what is worth opening first. */
+export function leadingToRepeats(groups: Item[]): string[] {
+  return groups.flatMap((item) => {
+    if (typeof item === "number" || item.kind === "repeat") return [];
+    const below = leadingToRepeats(item.children);
+    const holds = item.children.some((child) => typeof child === "object" && child.kind === "repeat");
+    return holds || below.length ? [item.key, ...below] : [];
+  });
+}
+
 /** Keys of the groups that hide the node at a position, outermost first. */
 export function hiding(sections: Group[], position: number): string[] {
   const search = (items: Item[]): string[] | null => {

@@ -104,7 +104,7 @@ function ByProvenance({ stage }: { stage: Stage }) {
         const key = keyOf(row);
         return (
           <button class="row fold" aria-expanded={open.value.has(key)} data-key={key} onClick={() => toggle(key)}>
-            <span class="name" style="padding-left: 10px"><i class="chevron" /><b class={row.change}>{WORDS[row.change]} {count(row.members.length)}</b></span>
+            <span class="title" style="padding-left: 10px"><i class="chevron" /><b class={row.change}>{WORDS[row.change]} {count(row.members.length)}</b></span>
             <span class="mono">{row.target}</span>
             <span />
           </button>
@@ -119,7 +119,7 @@ function ProvenanceRow({ entry, stage }: { entry: Provenance; stage: Stage }) {
   const name = recording.of(entry.record, "name");
   return (
     <div class={`row ${view.node.value === name ? "selected" : ""}`}>
-      <span class="name" style="padding-left: 30px"><NodeLink name={name} near={stage.index} /></span>
+      <span class="title" style="padding-left: 30px"><NodeLink name={name} near={stage.index} /></span>
       <Call record={entry.record} />
       <span class="related"><Relation entry={entry} stage={stage} /></span>
     </div>

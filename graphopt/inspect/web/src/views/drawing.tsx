@@ -3,7 +3,7 @@ import { useComputed, useSignal } from "@preact/signals";
 import { select } from "d3-selection";
 import { curveBasis, line } from "d3-shape";
 import { zoom, type ZoomBehavior, zoomIdentity } from "d3-zoom";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { type Box, boxes } from "../model/boxes.ts";
 import { bytes, count, plural } from "../model/format.ts";
 import { layout, type Layout } from "../model/layout.ts";
@@ -22,16 +22,18 @@ export function Drawing() {
     view.openBoxes.value, LIMIT,
   ));
   const found = shown.value;
+  const drawn = useMemo(() => layout(found, (box) => widthOf(view, box)), [found]);
+  const hidden = drawn.edges.filter((edge) => edge.implied).length;
   return (
     <div class="fill drawing">
       <div class="bar">
         <label><input type="checkbox" checked={ends.value} onChange={() => (ends.value = !ends.value)} /> inputs and outputs</label>
-        <span class="faint">{plural(found.boxes.length, "box", "boxes")}, {plural(found.edges.length, "arrow")}</span>
+        <span class="faint">{plural(found.boxes.length, "box", "boxes")}, {plural(found.edges.length, "arrow")}{hidden > 0 && `, ${count(hidden)} of them shown only at the box under the mouse`}</span>
         {found.beyond > 0 && (
           <strong class="warning">{count(found.beyond)} more boxes are not drawn; the limit is {LIMIT}. Fold a frame to make room.</strong>
         )}
       </div>
-      <Picture view={view} drawn={layout(found, (box) => widthOf(view, box))} />
+      <Picture view={view} drawn={drawn} />
     </div>
   );
 }
@@ -40,6 +42,8 @@ function Picture({ view, drawn }: { view: View; drawn: Layout }) {
   const svg = useRef<SVGSVGElement>(null);
   const behavior = useRef<ZoomBehavior<SVGSVGElement, unknown> | null>(null);
   const [transform, setTransform] = useState(zoomIdentity);
+  const [hovered, setHovered] = useState<string | null>(null);
+  const stands = (id: string) => id === hovered || isSelected(view, id);
   useEffect(() => {
     behavior.current = zoom<SVGSVGElement, unknown>().scaleExtent([0.05, 3]).on("zoom", (event) => setTransform(event.transform));
     select(svg.current!).call(behavior.current).on("dblclick.zoom", null);
@@ -52,7 +56,7 @@ function Picture({ view, drawn }: { view: View; drawn: Layout }) {
   return (
     <svg ref={svg} class="picture" role="img" aria-label="the program as boxes and arrows">
       <defs>
-        <marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0 8 4 0 8z" /></marker>
+        <marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto" markerUnits="userSpaceOnUse"><path d="M0 0 8 4 0 8z" /></marker>
       </defs>
       <g transform={transform.toString()}>
         {[...drawn.frames].map(({ id, group, x, y, width, height }) => (
@@ -61,19 +65,19 @@ function Picture({ view, drawn }: { view: View; drawn: Layout }) {
             <text x="8" y="15" onClick={() => toggle(view, id)}>{shortLabel(group)} ⌃<title>fold {group.label}</title></text>
           </g>
         ))}
-        {drawn.edges.map(({ from, to, points, values, bytes: size }) => (
-          <path key={`${from}>${to}`} class={`edge ${isSelected(view, from) || isSelected(view, to) ? "selected" : ""}`}
+        {drawn.edges.map(({ from, to, points, implied, values, bytes: size }) => (
+          <path key={`${from}>${to}`} class={`edge ${implied ? "implied" : ""} ${stands(from) || stands(to) ? "selected" : ""}`}
             d={path(points)!} marker-end="url(#tip)" style={{ strokeWidth: Math.min(4, 1 + Math.log10(values)) }}>
             <title>{plural(values, "value")}, {bytes(size)}</title>
           </path>
         ))}
-        {drawn.boxes.map((box) => <BoxShape key={box.id} view={view} box={box} />)}
+        {drawn.boxes.map((box) => <BoxShape key={box.id} view={view} box={box} onHover={setHovered} />)}
       </g>
     </svg>
   );
 }
 
-function BoxShape({ view, box }: { view: View; box: Layout["boxes"][number] }) {
+function BoxShape({ view, box, onHover }: { view: View; box: Layout["boxes"][number]; onHover: (id: string | null) => void }) {
   const [title, detail] = texts(view, box);
   const { item, x, y, width, height } = box;
   const act = () => (typeof item === "number" ? view.selectAt(item) : toggle(view, box.id));
@@ -81,7 +85,7 @@ function BoxShape({ view, box }: { view: View; box: Layout["boxes"][number] }) {
   const touch = typeof item === "number" ? view.stage.value.touch(view.stage.value.order[item]!) : item.touched ? "some" : null;
   return (
     <g class={`box ${kind} ${touch ?? ""} ${isSelected(view, box.id) ? "selected" : ""}`} data-key={box.id}
-      transform={`translate(${x},${y})`} onClick={act}>
+      transform={`translate(${x},${y})`} onClick={act} onMouseEnter={() => onHover(box.id)} onMouseLeave={() => onHover(null)}>
       {kind === "repeat" && <rect class="behind" x="4" y="4" width={width} height={height} rx="4" />}
       <rect width={width} height={height} rx="4" />
       <text x={width / 2} y="16">{title}</text>

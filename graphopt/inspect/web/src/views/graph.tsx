@@ -42,7 +42,7 @@ function Tree() {
   return (
     <div class="fill" onKeyDown={(event) => moveSelection(event, view, rows.value, reveal)}>
       <List count={rows.value.length} reveal={reveal} class="tree" label="nodes of the program"
-        header={HEADER.map((title) => <span key={title}>{title}</span>)}
+        header={HEADER.map((title) => <span key={title} class={title === "bytes" ? "number" : ""}>{title}</span>)}
         row={(index) => {
           const row = rows.value[index]!;
           return typeof row.item === "number" ? <Node row={row} position={row.item} /> : <Fold row={row} group={row.item} />;
@@ -77,7 +77,7 @@ function Fold({ row, group }: { row: Row; group: Group }) {
   const alike = group.kind === "repeat";
   return (
     <button class={`row fold ${group.kind}`} aria-expanded={open} data-key={group.key} onClick={toggle}>
-      <span class="name" style={indent(row.depth)}>
+      <span class="title" style={indent(row.depth)}>
         <i class="chevron" />
         <span title={group.label}>{alike && <span class="faint">{above}</span>}{group.label.slice(above.length)}</span>
         {alike && <em>{group.children.length} alike</em>}
@@ -109,7 +109,7 @@ function Node({ row, position }: { row: Row; position: number }) {
   const size = recording.columns.bytes[record]!;
   return (
     <button class={`row node ${view.node.value === name ? "selected" : ""}`} data-name={name} onClick={() => view.select(name)}>
-      <span class="name" style={indent(row.depth)}>
+      <span class="title" style={indent(row.depth)}>
         <i class={`dot ${stage.touch(record) ?? ""}`} title={stage.touch(record) ? `${stage.touch(record)} by this pass` : ""} />
         <span class="mono" title={`${name}, node ${position}`}>{name}</span>
       </span>

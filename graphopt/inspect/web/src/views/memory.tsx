@@ -113,7 +113,7 @@ function stacked(timeline: Timeline, first: number, end: number, width: number, 
 
 /** Round numbers of bytes from 0 to the most. */
 function ticks(most: number): number[] {
-  const step = 2 ** Math.max(0, Math.ceil(Math.log2(most / 6)));
+  const step = 2 ** Math.max(0, Math.ceil(Math.log2(most / 8)));
   return Array.from({ length: Math.floor(most / step) + 1 }, (_, index) => index * step);
 }
 
@@ -132,7 +132,7 @@ function AtPeak({ onSpan }: { onSpan: (span: Span | null) => void }) {
           const node = view.recording.text(text);
           return (
             <div class={`row ${node === name ? "selected" : ""}`} onMouseEnter={() => onSpan([first, last])} onMouseLeave={() => onSpan(null)}>
-              <span class="name"><NodeLink name={node} /></span>
+              <span class="title"><NodeLink name={node} /></span>
               <span><i class={`swatch fill${memory.categories.indexOf(category) % 9}`} />{category}</span>
               <span class="number">{bytes(size)}</span>
               <span class="share"><i style={{ width: `${(100 * size) / largest}%` }} /><small>{((100 * size) / memory.peak_bytes).toFixed(1)}%</small></span>

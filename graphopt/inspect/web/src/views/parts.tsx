@@ -37,3 +37,11 @@ export function Segments<T extends string>({ value, choices, onChoose }: {
     </div>
   );
 }
+
+/** Hand a text to the user as a file. */
+export function download(name: string, type: string, text: string): void {
+  const address = URL.createObjectURL(new Blob([text], { type }));
+  const link = Object.assign(document.createElement("a"), { href: address, download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(address), 1000);
+}

@@ -1,10 +1,12 @@
 // What runs when on each stream, from the cost model.
 import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-import { microseconds } from "../model/format.ts";
-import { type Kind, type Lane, lanes, type Task } from "../model/lanes.ts";
+import { count, microseconds } from "../model/format.ts";
+import { byOperator, type Kind, type Lane, lanes, type Task } from "../model/lanes.ts";
 import { chromeTrace } from "../model/trace.ts";
 import { useView, type View } from "../state.ts";
 import { type Axis, axisKeys, useAxis, useWidth } from "./axis.tsx";
+import { List } from "./list.tsx";
+import { download, NodeLink } from "./parts.tsx";
 
 const LANE = 64; // px
 const GAP = 10; // px between lanes
@@ -36,6 +38,7 @@ export function Schedule() {
       <div class="legend">{kinds.map((kind) => <span key={kind}><i class={`task-${kind}`} />{KINDS[kind]}</span>)}
         <span class="gap" /><span class="faint">wheel or w, s zoom; drag or a, d pan; 0 shows all</span></div>
       <StreamTable all={all} />
+      <ByOperator all={all} />
     </div>
   );
 }
@@ -155,7 +158,7 @@ function StreamTable({ all }: { all: Lane[] }) {
           const busy = lane.tasks.reduce((sum, task) => sum + (task.kind === "wait" ? 0 : task.duration), 0);
           return (
             <tr key={lane.stream}>
-              <td>{lane.stream}</td><td class="number">{lane.tasks.length}</td><td class="number">{microseconds(busy)}</td>
+              <td>{lane.stream}</td><td class="number">{count(lane.tasks.length)}</td><td class="number">{microseconds(busy)}</td>
               <td class="number">{((100 * busy) / Math.max(schedule.total_us, 1e-9)).toFixed(1)}%</td>
             </tr>
           );
@@ -165,12 +168,34 @@ function StreamTable({ all }: { all: Lane[] }) {
   );
 }
 
+function ByOperator({ all }: { all: Lane[] }) {
+  const view = useView();
+  const { recording } = view;
+  const costs = useMemo(() => byOperator(all, (name) => operatorOf(view, name)), []);
+  const most = costs[0]?.total ?? 1;
+  return (
+    <List count={costs.length} class="by-operator" label="time by operator"
+      header={<><span>operator</span><span>stream</span><span class="number">tasks</span><span>time</span><span>longest</span></>}
+      row={(index) => {
+        const { operator, stream, tasks, total, longest } = costs[index]!;
+        return (
+          <div class="row">
+            <span class="title mono" title={operator}>{operator}</span>
+            <span>{stream}</span>
+            <span class="number">{count(tasks)}</span>
+            <span class="share"><i style={{ width: `${(100 * total) / most}%` }} /><small>{microseconds(total)}</small></span>
+            <span><NodeLink name={longest.name} near={recording.stageCount - 1} /> <span class="faint">{microseconds(longest.duration)}</span></span>
+          </div>
+        );
+      }} />
+  );
+}
+
+function operatorOf(view: View, name: string): string {
+  const record = view.recording.last.record(view.recording.find(name));
+  return record === undefined ? name : view.recording.of(record, "target");
+}
+
 function save(view: View): void {
-  const text = JSON.stringify(chromeTrace(view.recording));
-  const address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  const link = document.createElement("a");
-  link.href = address;
-  link.download = `${view.recording.data.title}.trace.json`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(address), 1000);
+  download(`${view.recording.data.title}.trace.json`, "application/json", JSON.stringify(chromeTrace(view.recording)));
 }

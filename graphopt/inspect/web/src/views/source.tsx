@@ -4,6 +4,7 @@ import { plural } from "../model/format.ts";
 import { definitions, pieces, type Piece } from "../model/python.ts";
 import { useView, type View } from "../state.ts";
 import { List } from "./list.tsx";
+import { download } from "./parts.tsx";
 
 export function Source() {
   const view = useView();
@@ -16,7 +17,7 @@ export function Source() {
       <div class="bar">
         <span class="faint">the program as Python, {plural(lines.length, "line")}</span>
         <span class="gap" />
-        <button class="quiet" onClick={() => navigator.clipboard.writeText(data.source)}>Copy</button>
+        <button id="save-source" onClick={() => download(`${data.title}.py`, "text/x-python", data.source)}>Save as Python</button>
       </div>
       <List count={lines.length} reveal={reveal} class="source" label="emitted Python"
         row={(index) => (
