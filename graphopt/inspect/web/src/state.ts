@@ -103,14 +103,14 @@ export class View {
   }
 
   private readAddress(): void {
-    const parts = decodeURIComponent(location.hash.slice(1)).split("&").filter(Boolean);
-    const values = new Map(parts.map((part): [string, string] => {
+    const address = decodeURIComponent(location.hash.slice(1)) || this.recording.data.start;
+    const values = new Map(address.split("&").filter(Boolean).map((part): [string, string] => {
       const [key, ...rest] = part.split("=");
       return [key!, rest.join("=")];
     }));
     const tab = this.tabs.find((each) => values.has(each));
     if (tab) this.tab.value = tab;
-    const stage = this.stageNamed(values.get("stage"));
+    const stage = this.stageNamed(values.get(this.tab.value) ?? "");
     if (stage >= 0) this.stageIndex.value = stage;
     this.drawn.value = values.get("view") === "drawing";
     this.byProvenance.value = values.get("view") === "provenance";
@@ -118,13 +118,14 @@ export class View {
     if (node !== this.node.value) this.select(node);
   }
 
+  /** `#graph=zero&why=mm_3`: the tab, with its stage where it has one, how it looks, and the selected node. */
   private writeAddress(): void {
-    const parts: string[] = [this.tab.value];
-    if (this.onStages) parts.push(`stage=${this.stageName(this.stageIndex.value)}`);
-    if (this.tab.value === "graph" && this.drawn.value) parts.push("view=drawing");
-    if (this.tab.value === "diff" && this.byProvenance.value) parts.push("view=provenance");
-    if (this.node.value !== null) parts.push(`why=${encodeURIComponent(this.node.value)}`);
-    const address = `#${parts.join("&")}`;
+    const tab = this.tab.value;
+    const parts: string[] = [this.onStages ? `${tab}=${this.stageName(this.stageIndex.value)}` : tab];
+    if (tab === "graph" && this.drawn.value) parts.push("view=drawing");
+    if (tab === "diff" && this.byProvenance.value) parts.push("view=provenance");
+    if (this.node.value !== null) parts.push(`why=${this.node.value}`);
+    const address = `#${parts.map(encodeURI).join("&")}`;
     if (address !== location.hash) history.replaceState(null, "", address);
   }
 
@@ -135,8 +136,11 @@ export class View {
     return names.indexOf(name) === names.lastIndexOf(name) ? name : `${name}:${index}`;
   }
 
-  private stageNamed(name: string | undefined): number {
-    return this.recording.data.stages.findIndex((_, index) => this.stageName(index) === name);
+  /** The stage of a name, or of a number; -1 if there is none. */
+  private stageNamed(name: string): number {
+    const stages = this.recording.data.stages;
+    const named = stages.findIndex((_, index) => this.stageName(index) === name);
+    return named < 0 && /^\d+$/.test(name) && Number(name) < stages.length ? Number(name) : named;
   }
 }
 

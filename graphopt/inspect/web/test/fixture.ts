@@ -7,15 +7,15 @@ const text = (string: string) => (strings.includes(string) ? strings.indexOf(str
 type Node = { name: string; kind?: string; target: string; inputs?: string[]; module?: string; phase?: string; origin?: string; by?: string };
 
 const NODES: Node[] = [
-  { name: "w", kind: "input", target: "parameter w" }, // 0
-  { name: "x", kind: "input", target: "batch x" }, // 1
+  { name: "w", kind: "input", target: "input (parameter w)" }, // 0
+  { name: "x", kind: "input", target: "input (batch x)" }, // 1
   { name: "mm", target: "aten.mm", inputs: ["x", "w"], module: "model.layers.0.linear" }, // 2
   { name: "relu", target: "aten.relu", inputs: ["mm"], module: "model.layers.0" }, // 3
   { name: "mm_1", target: "aten.mm", inputs: ["relu", "w"], module: "model.layers.1.linear" }, // 4
   { name: "relu_1", target: "aten.relu", inputs: ["mm_1"], module: "model.layers.1" }, // 5
   { name: "sum", target: "aten.sum", inputs: ["relu_1"] }, // 6
   { name: "out", kind: "output", target: "outputs", inputs: ["sum"] }, // 7
-  { name: "w_shard", kind: "input", target: "shard w", origin: "w", by: "zero" }, // 8
+  { name: "w_shard", kind: "input", target: "input (shard w)", origin: "w", by: "zero" }, // 8
   { name: "gather", target: "all_gather", inputs: ["w_shard"], module: "model.layers.0.linear", origin: "w", by: "zero" }, // 9
   { name: "mm", target: "aten.mm", inputs: ["x", "gather"], module: "model.layers.0.linear" }, // 10
   { name: "mm_1", target: "aten.mm", inputs: ["relu", "gather"], module: "model.layers.1.linear" }, // 11
@@ -46,7 +46,7 @@ export function recording(): Recording {
   const records = columns();
   const stage = { seconds: 0, statistics: {}, level: "forward", changed: true };
   const data: RecordingData = {
-    title: "Model", plan: "dp=2,zero=3", pipeline: "zero,schedule", world: 2, mesh: { dp: 2 }, versions: {}, compile_seconds: 0,
+    title: "Model", start: "", plan: "dp=2,zero=3", pipeline: "zero,schedule", world: 2, mesh: { dp: 2 }, versions: {}, compile_seconds: 0,
     notes: [], strings, records,
     stages: [
       { ...stage, name: "capture", text: "capture", order: [[0, 8]], made: [], changed_nodes: [], removed: [], moved: [] },

@@ -84,6 +84,7 @@ test("a history leads from capture over origins to where the node moved", () => 
   const [, removed] = history(made, made.stage(0), "w");
   assert.deepEqual([removed!.what, removed!.stage, removed!.related], ["removed", 1, ["gather"]]);
   assert.deepEqual(history(made, made.last, "mm").map(({ what }) => what), ["captured", "changed"]);
+  assert.deepEqual(history(made, made.stage(1), "gather").map(({ what }) => what), ["captured", "made", "moved"]);
 });
 
 test("search finds every word, anywhere or in one column", () => {

@@ -14,26 +14,27 @@ export interface Pair {
 /** What stayed stands in one line. Between, what went stands beside what came, line by line. */
 export function align(recording: Recording, before: Stage, after: Stage): Pair[] {
   const names = recording.columns.name;
-  const stays = (record: RecordNumber, other: Stage) =>
-    other.position(names[record]!) !== undefined && !after.moved.has(names[record]!);
+  const moved = (record: RecordNumber | undefined) => record !== undefined && after.moved.has(names[record]!);
+  const leaves = (record: RecordNumber) => after.after(record) === undefined || moved(after.after(record));
+  const arrives = (record: RecordNumber) => after.before(record) === undefined || moved(record);
   const pairs: Pair[] = [];
   let [i, j] = [0, 0];
   while (i < before.order.length || j < after.order.length) {
     const [gone, come]: [RecordNumber[], RecordNumber[]] = [[], []];
-    while (i < before.order.length && !stays(before.order[i]!, after)) gone.push(before.order[i++]!);
-    while (j < after.order.length && !stays(after.order[j]!, before)) come.push(after.order[j++]!);
+    while (i < before.order.length && leaves(before.order[i]!)) gone.push(before.order[i++]!);
+    while (j < after.order.length && arrives(after.order[j]!)) come.push(after.order[j++]!);
     for (let k = 0; k < Math.max(gone.length, come.length); k++) {
       const [left, right] = [gone[k] ?? -1, come[k] ?? -1];
       pairs.push({
         before: left,
         after: right,
-        left: left >= 0 && after.position(names[left]!) !== undefined ? "moved" : "removed",
-        right: right >= 0 && before.position(names[right]!) !== undefined ? "moved" : "made",
+        left: moved(after.after(left)) ? "moved" : "removed",
+        right: after.before(right) !== undefined ? "moved" : "made",
       });
     }
     if (i < before.order.length && j < after.order.length) {
       const [left, right] = [before.order[i++]!, after.order[j++]!];
-      const change = left === right ? "same" : "changed";
+      const change = after.changed.has(right) ? "changed" : "same";
       pairs.push({ before: left, after: right, left: change, right: change });
     } else if (i < before.order.length || j < after.order.length) {
       throw new Error(`the recording of ${after.data.name} does not say all that moved`);

@@ -20,38 +20,40 @@ function back(recording: Recording, index: number, name: Text): Event[] {
   const record = stage.record(name);
   if (record === undefined) return [];
   if (index === 0) return [{ what: "captured", stage: 0, record, before: -1, related: [] }];
-  const previous = recording.stage(index - 1);
-  const before = previous.record(name);
-  const origins = originsOf(recording, stage, record, before);
-  if (origins.length) {
-    const source = origins.find((origin) => previous.position(origin) !== undefined);
-    const related = origins.map((origin) => recording.text(origin));
-    const event: Event = { what: "made", stage: index, record, before: -1, related };
-    return [...(source === undefined ? [] : back(recording, index - 1, source)), event];
-  }
-  if (before === undefined) return [{ what: "made", stage: index, record, before: -1, related: [] }];
-  const events: Event[] = back(recording, index - 1, name);
-  if (before !== record) events.push({ what: "changed", stage: index, record, before, related: [] });
-  else if (stage.moved.has(name)) events.push({ what: "moved", stage: index, record, before: -1, related: [] });
+  const before = stage.before(record);
+  if (before === undefined) return madeFrom(recording, stage, record);
+  return [...back(recording, index - 1, recording.columns.name[before]!), ...touches(stage, before, record, name)];
+}
+
+/** What the pass of a stage did to a node that was there before and is there after it. */
+function touches(stage: Stage, before: RecordNumber, record: RecordNumber, name: Text): Event[] {
+  const events: Event[] = [];
+  if (stage.changed.has(record)) events.push({ what: "changed", stage: stage.index, record, before, related: [] });
+  if (stage.moved.has(name)) events.push({ what: "moved", stage: stage.index, record, before: -1, related: [] });
   return events;
 }
 
-/** What a record was derived from by the pass of its stage; also where it took the name of a node that is no more. */
-function originsOf(recording: Recording, stage: Stage, record: RecordNumber, before?: RecordNumber): Text[] {
-  const made = stage.made.get(record);
-  if (made) return made;
-  const { origin, name } = recording.columns;
-  const rederived = before !== undefined && origin[before] !== origin[record];
-  return rederived && origin[record]! >= 0 && origin[record] !== name[record] ? [origin[record]!] : [];
+/** The events of the first origin that is known, then its making. */
+function madeFrom(recording: Recording, stage: Stage, record: RecordNumber): Event[] {
+  const origins = stage.made.get(record) ?? [];
+  const source = origins.find((origin) => recording.stage(stage.index - 1).position(origin) !== undefined);
+  const related = origins.map((origin) => recording.text(origin));
+  const event: Event = { what: "made", stage: stage.index, record, before: -1, related };
+  return [...(source === undefined ? [] : back(recording, stage.index - 1, source)), event];
 }
 
 function onward(recording: Recording, index: number, name: Text): Event[] {
-  for (let next = index + 1; next < recording.stageCount; next++) {
+  const events: Event[] = [];
+  let record = recording.stage(index).record(name);
+  for (let next = index + 1; record !== undefined && next < recording.stageCount; next++) {
     const stage = recording.stage(next);
-    if (stage.position(name) !== undefined) continue;
-    const record = recording.stage(next - 1).record(name)!;
-    const related = (stage.removed.get(record) ?? []).map((text) => recording.text(text));
-    return [{ what: "removed", stage: next, record, before: -1, related }];
+    const after = stage.after(record);
+    if (after === undefined) {
+      const related = (stage.removed.get(record) ?? []).map((text) => recording.text(text));
+      return [...events, { what: "removed", stage: next, record, before: -1, related }];
+    }
+    events.push(...touches(stage, record, after, recording.columns.name[after]!));
+    record = after;
   }
-  return [];
+  return events;
 }

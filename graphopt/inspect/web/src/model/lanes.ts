@@ -8,7 +8,7 @@ export interface Task {
   kind: Kind;
 }
 
-export type Kind = "forward" | "backward" | "wait" | "all-gather" | "reduce-scatter" | "all-reduce" | "other";
+export type Kind = "forward" | "backward" | "all-gather" | "reduce-scatter" | "all-reduce" | "other";
 
 export class Lane {
   constructor(readonly stream: string, readonly tasks: Task[]) {}
@@ -46,7 +46,6 @@ function kindOf(recording: Recording, name: number): Kind {
   const record = recording.last.record(name);
   if (record === undefined) return "other";
   const target = recording.of(record, "target");
-  if (/wait/.test(target)) return "wait";
   if (/all_gather/.test(target)) return "all-gather";
   if (/reduce_scatter/.test(target)) return "reduce-scatter";
   if (/all_reduce/.test(target)) return "all-reduce";

@@ -54,8 +54,15 @@ export interface ScheduleData {
   ranks: string;
 }
 
+export interface Verdict {
+  passes: { name: string; tier: string; worst: number; bound: number; role: string }[];
+  guilty: string | null;
+  node: string | null;
+}
+
 export interface RecordingData {
   title: string;
+  start: string; // the address to open at, such as "memory" or "why=mm_3"
   plan: string;
   pipeline: string;
   world: number;
@@ -77,6 +84,7 @@ export interface RecordingData {
   memory_table: { by_category: Record<string, number>; peak_bytes: number; peak_node: string };
   source: string;
   comparison: null | { left: string; right: string; rows: string[][]; moved: string[][] };
+  verdict?: Verdict; // of running the program beside the model
 }
 
 /** The program at one point of the pipeline: records in execution order, and how they differ from the stage before. */
@@ -87,15 +95,18 @@ export class Stage {
   readonly removed: ReadonlyMap<RecordNumber, Text[]>;
   readonly moved: ReadonlySet<Text>;
   private readonly positions = new Map<Text, number>();
+  private readonly predecessors = new Map<RecordNumber, RecordNumber>();
+  private readonly successors = new Map<RecordNumber, RecordNumber>();
   private readers?: Map<Text, number[]>;
 
-  constructor(readonly data: StageData, readonly index: number, private readonly columns: Columns) {
+  constructor(readonly data: StageData, readonly index: number, private readonly columns: Columns, previous: Stage | null) {
     this.order = Int32Array.from(data.order.flatMap(([first, count]) => Array.from({ length: count }, (_, i) => first + i)));
     this.order.forEach((record, position) => this.positions.set(columns.name[record]!, position));
     this.made = new Map(data.made);
     this.changed = new Map(data.changed_nodes.map(([before, after]) => [after, before]));
     this.removed = new Map(data.removed);
     this.moved = new Set(data.moved);
+    if (previous) this.follow(previous);
   }
 
   /** Where the node of that name stands, or undefined if the program has none. */
@@ -106,6 +117,16 @@ export class Stage {
   record(name: Text): RecordNumber | undefined {
     const position = this.positions.get(name);
     return position === undefined ? undefined : this.order[position];
+  }
+
+  /** The same node in the stage before; undefined for one that was made. */
+  before(record: RecordNumber): RecordNumber | undefined {
+    return this.predecessors.get(record);
+  }
+
+  /** What a record of the stage before became; undefined for one that was removed. */
+  after(record: RecordNumber): RecordNumber | undefined {
+    return this.successors.get(record);
   }
 
   /** Positions of the nodes that read the node of that name. */
@@ -120,6 +141,17 @@ export class Stage {
     if (this.made.has(record)) return "made";
     if (this.changed.has(record)) return "changed";
     return this.moved.has(this.columns.name[record]!) ? "moved" : null;
+  }
+
+  /** A name may pass to another node: what was made or removed is not the node that has its name on the other side. */
+  private follow(previous: Stage): void {
+    for (const record of this.order) {
+      if (this.made.has(record)) continue;
+      const before = this.changed.get(record) ?? previous.record(this.columns.name[record]!);
+      if (before === undefined || this.removed.has(before)) continue;
+      this.predecessors.set(record, before);
+      this.successors.set(before, record);
+    }
   }
 
   private collectReaders(): Map<Text, number[]> {
@@ -157,7 +189,10 @@ export class Recording {
   }
 
   stage(index: number): Stage {
-    return (this.stages[index] ??= new Stage(this.data.stages[index]!, index, this.columns));
+    const known = this.stages[index];
+    if (known) return known;
+    const previous = index > 0 ? this.stage(index - 1) : null;
+    return (this.stages[index] = new Stage(this.data.stages[index]!, index, this.columns, previous));
   }
 
   /** The string of an index; empty for none. */
@@ -167,6 +202,11 @@ export class Recording {
 
   of(record: RecordNumber, column: TextColumn): string {
     return this.text(this.columns[column][record]!);
+  }
+
+  /** What an input or output stands for, as its target says it: "shard model.norm.weight" of "input (shard …)". */
+  role(record: RecordNumber): string {
+    return this.of(record, "target").match(/^(?:in|out)put \((.*)\)$/)?.[1] ?? this.of(record, "target");
   }
 
   /** The index of a string, or -1 if the recording does not have it. */

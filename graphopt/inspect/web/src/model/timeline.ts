@@ -1,12 +1,18 @@
 // Bytes alive after each node, by category.
 import type { MemoryData } from "./recording.ts";
 
+/** From what stays throughout, at the foot of the stack, to what comes and goes; others are drawn on top. */
+const STACK = ["parameters", "optimizer", "buffers", "batch", "segments", "communication", "gathered", "gradients", "activations", "temporaries"];
+
 export class Timeline {
+  readonly categories: string[];
   readonly total: Float64Array;
   private readonly bytes: Float64Array[]; // of each category
 
   constructor(readonly data: MemoryData, readonly length: number) {
-    this.bytes = data.categories.map((category) => steps(data.changes[category] ?? [], length));
+    const rank = (category: string) => STACK.indexOf(category) + 1 || STACK.length + 1;
+    this.categories = [...data.categories].sort((a, b) => rank(a) - rank(b));
+    this.bytes = this.categories.map((category) => steps(data.changes[category] ?? [], length));
     this.total = new Float64Array(length);
     for (const each of this.bytes) each.forEach((value, position) => (this.total[position]! += value));
   }

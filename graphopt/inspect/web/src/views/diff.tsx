@@ -147,10 +147,10 @@ function keyOf({ change, target }: Heading): string {
   return `${change} ${target}`;
 }
 
-/** What a heading calls its members by: the operator; of inputs, their kind ("shard", "parameter"). */
+/** What a heading calls its members by: the operator; of inputs and outputs, what they are ("shard inputs"). */
 function subject(recording: Recording, record: RecordNumber): string {
-  const target = recording.of(record, "target");
-  return recording.of(record, "kind") === "input" ? `${target.split(" ")[0]} inputs` : target;
+  const kind = recording.of(record, "kind");
+  return kind === "call" ? recording.of(record, "target") : `${recording.role(record).split(" ")[0]} ${kind}s`;
 }
 
 /** One heading for each kind of change and operator, in the order in which they first come. */

@@ -114,7 +114,9 @@ function shortLabel(group: Group): string {
 function texts(view: View, { item }: Box): [string, string] {
   if (typeof item !== "number") return [shortLabel(item), plural(item.nodes, "node")];
   const record = view.stage.value.order[item]!;
-  return [view.recording.of(record, "target").replace(/\.default$/, ""), view.recording.of(record, "value")];
+  const call = view.recording.of(record, "kind") === "call";
+  const target = call ? view.recording.of(record, "target").replace(/\.default$/, "") : view.recording.role(record);
+  return [target, view.recording.of(record, "value")];
 }
 
 function widthOf(view: View, box: Box): number {

@@ -3,7 +3,7 @@ import { area, curveStepAfter } from "d3-shape";
 import { useMemo, useRef, useState } from "preact/hooks";
 import { bytes, count } from "../model/format.ts";
 import { Timeline } from "../model/timeline.ts";
-import { useView } from "../state.ts";
+import { useView, type View } from "../state.ts";
 import { axisKeys, useAxis, useWidth } from "./axis.tsx";
 import { List } from "./list.tsx";
 import { NodeLink } from "./parts.tsx";
@@ -17,14 +17,20 @@ type Span = [first: number, last: number];
 export function Memory() {
   const view = useView();
   const { memory } = view.recording.data;
-  const timeline = useMemo(() => new Timeline(memory, view.recording.last.order.length), [memory]);
+  const timeline = useMemo(() => new Timeline(memory, positionsOf(view)), [memory]);
   const [span, setSpan] = useState<Span | null>(null);
   return (
     <div class="fill memory">
       <Chart timeline={timeline} span={span} />
-      <AtPeak onSpan={setSpan} />
+      <AtPeak categories={timeline.categories} onSpan={setSpan} />
     </div>
   );
+}
+
+/** Positions of the timeline: one a node, and one for the end of the program. */
+function positionsOf({ recording }: View): number {
+  const ends = recording.last.order.findIndex((record) => recording.of(record, "kind") === "output");
+  return ends < 0 ? recording.last.order.length : ends + 1;
 }
 
 function Chart({ timeline, span }: { timeline: Timeline; span: Span | null }) {
@@ -48,8 +54,8 @@ function Chart({ timeline, span }: { timeline: Timeline; span: Span | null }) {
   return (
     <div class="chart" ref={frame} tabIndex={0} onKeyDown={axisKeys(axis)}>
       <div class="legend">
-        {memory.categories.map((category, index) => (
-          <span key={category}><i class={`fill${index % 9}`} />{category}{at !== null && <b>{bytes(timeline.at(at)[index]!)}</b>}</span>
+        {timeline.categories.map((category, index) => (
+          <span key={category}><i class={fill(index)} />{category}{at !== null && <b>{bytes(timeline.at(at)[index]!)}</b>}</span>
         ))}
         <span class="gap" />
         <span class="faint">drag to pan, wheel to zoom</span>
@@ -63,7 +69,7 @@ function Chart({ timeline, span }: { timeline: Timeline; span: Span | null }) {
         onClick={() => at !== null && view.select(nameOf(at))}>
         <g transform={`translate(0,${TOP})`}>
           {ticks(memory.peak_bytes).map((value) => <line key={value} class="grid" x2={width} y1={y(value)} y2={y(value)} />)}
-          {shape.map((path, index) => <path key={index} class={`fill${index % 9}`} d={path} />)}
+          {shape.map((path, index) => <path key={index} class={fill(index)} d={path} />)}
           {span && <rect class="span" x={axis.scale(span[0])} width={Math.max(1, axis.scale(span[1] + 1) - axis.scale(span[0]))} height={HEIGHT} />}
           <Selected scale={axis.scale} />
           {peak >= 0 && peak <= width && (
@@ -86,6 +92,11 @@ function Chart({ timeline, span }: { timeline: Timeline; span: Span | null }) {
   );
 }
 
+/** The color of a category, by its place in the stack. */
+function fill(index: number): string {
+  return `fill${index % 9}`;
+}
+
 /** Where the selected node runs. */
 function Selected({ scale }: { scale: (position: number) => number }) {
   const view = useView();
@@ -106,7 +117,7 @@ function stacked(timeline: Timeline, first: number, end: number, width: number, 
     points.push({ x: scale(from), sums: [0, ...timeline.at(at).map((value) => (sum += value))] });
   }
   if (points.length) points.push({ x: scale(end), sums: points[points.length - 1]!.sums });
-  return timeline.data.categories.map((_, index) =>
+  return timeline.categories.map((_, index) =>
     area<(typeof points)[number]>((point) => point.x, (point) => y(point.sums[index]!), (point) => y(point.sums[index + 1]!))
       .curve(curveStepAfter)(points) ?? "");
 }
@@ -117,7 +128,7 @@ function ticks(most: number): number[] {
   return Array.from({ length: Math.floor(most / step) + 1 }, (_, index) => index * step);
 }
 
-function AtPeak({ onSpan }: { onSpan: (span: Span | null) => void }) {
+function AtPeak({ categories, onSpan }: { categories: string[]; onSpan: (span: Span | null) => void }) {
   const view = useView();
   const { memory } = view.recording.data;
   const largest = memory.at_peak[0]?.[2] ?? 1;
@@ -133,7 +144,7 @@ function AtPeak({ onSpan }: { onSpan: (span: Span | null) => void }) {
           return (
             <div class={`row ${node === name ? "selected" : ""}`} onMouseEnter={() => onSpan([first, last])} onMouseLeave={() => onSpan(null)}>
               <span class="title"><NodeLink name={node} /></span>
-              <span><i class={`swatch fill${memory.categories.indexOf(category) % 9}`} />{category}</span>
+              <span><i class={`swatch ${fill(categories.indexOf(category))}`} />{category}</span>
               <span class="number">{bytes(size)}</span>
               <span class="share"><i style={{ width: `${(100 * size) / largest}%` }} /><small>{((100 * size) / memory.peak_bytes).toFixed(1)}%</small></span>
               <span class="number faint">{count(first)}</span>

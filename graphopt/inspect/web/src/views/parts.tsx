@@ -16,12 +16,10 @@ export function NodeLink({ name, near }: { name: string; near?: number }) {
 export function Call({ record }: { record: RecordNumber }) {
   const { recording } = useView();
   const call = recording.of(record, "kind") === "call";
-  const [target, given] = [recording.of(record, "target"), recording.of(record, "arguments")];
-  return (
-    <span class="call mono" title={call ? `${target}(${given})` : target}>
-      {target}{call && <span class="faint">({given})</span>}
-    </span>
-  );
+  const target = call ? recording.of(record, "target") : recording.role(record);
+  const given = recording.of(record, "arguments");
+  const rest = call ? `(${given})` : given && ` = ${given}`;
+  return <span class="call mono" title={target + rest}>{target}<span class="faint">{rest}</span></span>;
 }
 
 export function Segments<T extends string>({ value, choices, onChoose }: {

@@ -14,7 +14,7 @@ const RULER = 24; // px
 const LEFT = 90; // px, for the names of streams
 
 const KINDS: Record<Kind, string> = {
-  forward: "forward", backward: "backward", wait: "waiting", "all-gather": "all-gather",
+  forward: "forward", backward: "backward", "all-gather": "all-gather",
   "reduce-scatter": "reduce-scatter", "all-reduce": "all-reduce", other: "other",
 };
 
@@ -110,7 +110,7 @@ function draw(canvas: HTMLCanvasElement, all: Lane[], { scale }: Axis, selected:
     pen.fillStyle = color("line");
     pen.fillRect(scale(time), RULER - 6, 1, height);
     pen.fillStyle = color("faint");
-    pen.fillText(microseconds(time), scale(time) + 3, 9);
+    if (scale(time) + 48 < width) pen.fillText(microseconds(time), scale(time) + 3, 9);
   }
   all.forEach((lane, index) => drawLane(pen, lane, RULER + index * (LANE + GAP), width, scale, color, selected));
 }
@@ -155,7 +155,7 @@ function StreamTable({ all }: { all: Lane[] }) {
       <thead><tr><th>stream</th><th class="number">tasks</th><th class="number">busy</th><th class="number">share of the step</th></tr></thead>
       <tbody>
         {all.map((lane) => {
-          const busy = lane.tasks.reduce((sum, task) => sum + (task.kind === "wait" ? 0 : task.duration), 0);
+          const busy = lane.tasks.reduce((sum, task) => sum + task.duration, 0);
           return (
             <tr key={lane.stream}>
               <td>{lane.stream}</td><td class="number">{count(lane.tasks.length)}</td><td class="number">{microseconds(busy)}</td>

@@ -18,6 +18,7 @@ export function Summary() {
         <dt>versions</dt><dd>{Object.entries(data.versions).map(([name, version]) => `${name} ${version}`).join(", ")}</dd>
       </dl>
       <Passes />
+      <Checked />
       <div class="beside"><Communication /><MemoryTable /></div>
       {data.notes.length > 0 && <Part title="Notes"><ul>{data.notes.map((note) => <li key={note}>{note}</li>)}</ul></Part>}
     </div>
@@ -54,6 +55,29 @@ function Passes() {
           ))}
         </tbody>
       </table>
+    </Part>
+  );
+}
+
+/** What running the program of each stage beside the model found. */
+function Checked() {
+  const { verdict } = useView().recording.data;
+  if (!verdict) return null;
+  return (
+    <Part title="Run beside the model">
+      <table>
+        <thead><tr><th>pass</th><th>tier</th><th class="number">worst difference</th><th class="number">allowed</th><th>of</th><th /></tr></thead>
+        <tbody>
+          {verdict.passes.map(({ name, tier, worst, bound, role }) => (
+            <tr key={name}>
+              <td class="mono">{name}</td><td>{tier}</td><td class="number">{worst.toExponential(1)}</td>
+              <td class="number">{bound.toExponential(1)}</td><td>{role}</td>
+              <td class={worst <= bound ? "made" : "removed"}>{worst <= bound ? "agrees" : "differs"}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      {verdict.node && <p>The first node that differs is <NodeLink name={verdict.node} />.</p>}
     </Part>
   );
 }

@@ -5,7 +5,7 @@ import { bytes, count } from "../model/format.ts";
 import { type Event, history } from "../model/history.ts";
 import type { RecordNumber, Stage } from "../model/recording.ts";
 import { useView } from "../state.ts";
-import { NodeLink } from "./parts.tsx";
+import { Call, NodeLink } from "./parts.tsx";
 
 const MANY = 40; // links in one list
 
@@ -38,7 +38,7 @@ function Explanation({ name, stage }: { name: string; stage: Stage }) {
       {stage.index !== recording.stageCount - 1 && (
         <p class="faint">in the program {stage.index === 0 ? "as captured" : `after ${stage.data.name}`}</p>
       )}
-      <p class="statement mono">{statement(recording.of(record, "target"), recording.of(record, "arguments"), recording.of(record, "kind"))}</p>
+      <p class="statement"><Call record={record} /></p>
       <Section title="Why">
         {reasons.length ? <ul class="reasons">{reasons.map((reason) => <Reason key={reason} text={reason} />)}</ul>
           : <p class="faint">{unexplained(recording.of(record, "made_by"))}</p>}
@@ -55,10 +55,6 @@ function Explanation({ name, stage }: { name: string; stage: Stage }) {
 
 function unexplained(pass: string): string {
   return pass === "capture" ? "The model's own computation; no pass had a reason to place it elsewhere." : `Made by ${pass}.`;
-}
-
-function statement(target: string, given: string, kind: string): string {
-  return kind === "call" ? `${target}(${given})` : `${kind}: ${target}`;
 }
 
 function Section({ title, children }: { title: string; children: ComponentChildren }) {
