@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import TracingContext, tracing
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
@@ -19,6 +21,8 @@ from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SequenceKey
+from torch.utils._sympy import functions
+from torch.utils._sympy.numbers import int_oo
 
 __all__ = [
     "BatchNorm",
@@ -29,11 +33,13 @@ __all__ = [
     "aliases_argument",
     "all_gather_single",
     "compiled_call",
+    "declare_symbol",
     "distributed_tensor",
     "inductor_compile",
     "install_compiled_call",
     "is_mutating",
     "keeps_graph",
+    "kernels_in_python",
     "local_tensor",
     "new_fake_mode",
     "pytree",
@@ -43,6 +49,11 @@ __all__ = [
     "sequence_number",
     "shape_guards",
     "shape_guards_hold",
+    "symbol_example",
+    "symbol_range",
+    "symbolic_expression",
+    "symbolic_function",
+    "symbolic_size",
     "trace",
     "traced_graph",
     "tracing_with",
@@ -173,3 +184,56 @@ def inductor_compile(
     with fake_mode, tracing(TracingContext(fake_mode)):
         decomposed = make_fx(module, decomposition_table=select_decomp_table())(*fakes)
         return compile_fx_inner(decomposed, fakes)  # type: ignore[no-any-return]
+
+
+def symbolic_expression(value: torch.SymInt) -> sympy.Expr:
+    """The expression over symbols that a symbolic size is."""
+    return value.node.expr  # type: ignore[no-any-return]
+
+
+def symbol_example(value: torch.SymInt, symbol: sympy.Symbol) -> int:
+    """The value that a symbol of `value` has in the example it was captured with. Raises KeyError if it has none."""
+    return int(value.node.shape_env.backed_var_to_val[symbol])
+
+
+def symbol_range(value: torch.SymInt, symbol: sympy.Symbol) -> tuple[int | None, int | None]:
+    """The least and largest value that a symbol of `value` may have; None where there is no bound."""
+    found = value.node.shape_env.var_to_range[symbol]
+    lower, upper = (int(bound) if isinstance(bound, sympy.Integer) else None for bound in (found.lower, found.upper))
+    return lower, upper
+
+
+def declare_symbol(
+    fake_mode: FakeTensorMode, symbol: sympy.Symbol, example: int, bounds: tuple[int | None, int | None]
+) -> None:
+    """Make a symbol known to `fake_mode`, unless it is; bounds: least and largest value, None for no bound."""
+    shapes = fake_mode.shape_env
+    assert shapes is not None
+    if symbol not in shapes.backed_var_to_val:
+        shapes.add_backed_var_to_val(symbol, example)
+        lower, upper = bounds
+        shapes.constrain_symbol_range(
+            symbol,
+            compiler_min=-int_oo if lower is None else lower,  # type: ignore[arg-type]
+            compiler_max=int_oo if upper is None else upper,  # type: ignore[arg-type]
+        )
+
+
+def symbolic_size(fake_mode: FakeTensorMode, expression: sympy.Expr) -> int | torch.SymInt:
+    """A size of `fake_mode` from an expression over symbols it knows."""
+    shapes = fake_mode.shape_env
+    assert shapes is not None
+    example = int(expression.xreplace(shapes.backed_var_to_val))
+    return shapes.create_symintnode(expression, hint=example)
+
+
+def symbolic_function(name: str) -> Any:
+    """The function of that name in expressions: torch's own, where it has one, or sympy's. Raises AttributeError."""
+    return getattr(functions, name, None) or getattr(sympy, name)
+
+
+@contextlib.contextmanager
+def kernels_in_python() -> Iterator[None]:
+    """Have operators run by their kernels in Python where they have one, as capture does: those keep sizes symbolic."""
+    with enable_python_dispatcher():
+        yield

@@ -15,6 +15,7 @@ from graphopt.ir.structural_hash import structural_hash
 from graphopt.ir.verifier import Verifier
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
+from graphopt.passes.reproducer import reproducible
 from graphopt.sizes import format_size, parse_size
 
 _ITEM = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
@@ -68,12 +69,12 @@ class Pipeline:
             at = match.end()
         return cls(passes)
 
-    def check(self, level: Level) -> Level:
-        """The level that the passes leave.
+    def check(self, level: Level, done: Sequence[str] = ()) -> Level:
+        """The level that the passes leave; done: names of passes that have run on the program already.
 
         Raises PassError if they cannot run in this order on a program of `level`.
         """
-        done: list[str] = []
+        done = list(done)
         for step in self.passes:
             missing = step.requires - set(done)
             if missing:
@@ -90,20 +91,31 @@ class Pipeline:
         return level
 
     def run(
-        self, program: Program, context: PassContext, *, verify: bool = False, observer: Observer | None = None
+        self,
+        program: Program,
+        context: PassContext,
+        *,
+        verify: bool = False,
+        observer: Observer | None = None,
+        done: Sequence[str] = (),
     ) -> list[PassRecord]:
         """Run all passes on `program`, in place.
 
         verify: check the program before the first pass and after every one, and that it changed if and only if the
         pass says so. Raises VerificationError with the name of the pass. observer: called after each pass.
+        done: names of passes that have run already. A pass that fails leaves a reproducer
+        (`graphopt.passes.reproducer`); what is not an error of graphopt's is raised as PassError.
         """
-        self.check(program.level)
+        self.check(program.level, done)
         checker = _Checker(program, context) if verify else None
-        records = []
-        for step in self.passes:
-            record = _run(step, program, context)
-            if checker is not None:
-                checker.check(step, record)
+        records: list[PassRecord] = []
+        for index, step in enumerate(self.passes):
+            rest = self.passes[index:]
+            before = [*done, *(record.name for record in records)]
+            with reproducible(program, context, rest, str(Pipeline(rest)), before):
+                record = _run(step, program, context)
+                if checker is not None:
+                    checker.check(step, record)
             records.append(record)
             if observer is not None:
                 observer(record, program)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"plan", "plan_text", "sizes", "nearest", "errors", "_torch", "cuda_ext"},
+    {"plan", "plan_text", "sizes", "nearest", "errors", "artifacts", "_torch", "cuda_ext"},
     {"ir"},
     {"runtime"},
     {"cost", "capture", "triton_kernels"},

@@ -4,6 +4,8 @@ import copy
 import pickle
 from typing import Any
 
+import pytest
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
@@ -116,3 +118,39 @@ def test_what_is_asked_of_symbols_without_guards_binds_none() -> None:
     with _torch.without_guards(mode):
         assert value.shape[0] == 6
     assert not mode.shape_env.guards and isinstance(value.shape[0], torch.SymInt)
+
+
+def _symbolic(mode: Any) -> torch.SymInt:
+    context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    size = mode.from_tensor(torch.empty(6), symbolic_context=context).shape[0]
+    assert isinstance(size, torch.SymInt)
+    return size
+
+
+def test_symbolic_sizes_say_what_they_are_made_of() -> None:
+    size = _symbolic(_torch.new_fake_mode())
+    expression = _torch.symbolic_expression(size * 4 + 1)
+    (symbol,) = expression.free_symbols
+    assert expression == 4 * symbol + 1
+    assert _torch.symbol_example(size, symbol) == 6
+    assert _torch.symbol_range(size, symbol) == (2, None)
+    with pytest.raises(KeyError):
+        _torch.symbol_example(size, sympy.Symbol("u0"))
+
+
+def test_symbols_can_be_declared_in_another_mode() -> None:
+    mode = _torch.new_fake_mode()
+    symbol = sympy.Symbol("s7", integer=True, positive=True)
+    for _ in range(2):  # a symbol that is known is left as it is
+        _torch.declare_symbol(mode, symbol, 6, (2, 100))
+    size = _torch.symbolic_size(mode, 4 * symbol)
+    assert isinstance(size, torch.SymInt) and str(size) == "4*s7" and size.node.hint == 24
+    assert _torch.symbol_range(size, symbol) == (2, 100)
+    assert _torch.symbolic_size(mode, sympy.Integer(3)) == 3
+
+
+def test_functions_of_expressions_are_found_by_name() -> None:
+    assert _torch.symbolic_function("FloorDiv")(sympy.Integer(7), sympy.Integer(2)) == 3
+    assert _torch.symbolic_function("Mul") is sympy.Mul
+    with pytest.raises(AttributeError):
+        _torch.symbolic_function("no_such_function")

@@ -16,6 +16,7 @@ from graphopt.errors import GraphoptError
 from graphopt.inspect.outcome import Outcome, Workload, eager_outcome, inputs_of, program_outcome, whole_batch_outcome
 from graphopt.inspect.simulate import Simulation
 from graphopt.ir import Program, facts_of
+from graphopt.ir.snapshot import copied
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, Tier
 from graphopt.passes.pipeline import PassRecord
@@ -77,21 +78,6 @@ class _Snapshots:
         if record.name == "capture":
             self.taken.clear()
         self.taken.append((record.name, copied(program)))
-
-
-def copied(program: Program) -> Program:
-    """A program with a graph of its own; values and facts are shared."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph, {}))
-    for one, other in zip(graph.nodes, program.graph.nodes, strict=True):
-        one.meta = dict(other.meta)
-    return dataclasses.replace(
-        program,
-        module=fx.GraphModule(program.module, graph),
-        inputs=list(program.inputs),
-        outputs=list(program.outputs),
-        constants=dict(program.constants),
-    )
 
 
 def check(
