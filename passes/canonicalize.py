@@ -54,11 +54,12 @@ def _copy_as_cast(graph: fx.Graph, node: fx.Node) -> None:
     wanted, given = into.meta["val"], value.meta["val"]
     with graph.inserting_before(node):
         result = value
+        # Spread first: eager casts the gradient before it sums it.
+        if tuple(given.shape) != tuple(wanted.shape):
+            result = graph.call_function(aten.expand_as.default, (result, into))
+            result.meta = {**node.meta, "val": given.expand_as(wanted)}
         if given.dtype != wanted.dtype:
             result = graph.call_function(aten._to_copy.default, (result,), {"dtype": wanted.dtype})
-            result.meta = {**node.meta, "val": given.to(wanted.dtype)}
-        if tuple(given.shape) != tuple(wanted.shape):
-            result = graph.call_function(aten.expand.default, (result, list(wanted.shape)))
             result.meta = dict(node.meta)
     node.replace_all_uses_with(result)
     graph.erase_node(node)

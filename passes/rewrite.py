@@ -4,7 +4,8 @@ import operator
 
 from torch import fx
 
-from graphopt.ir import Effect, Program, effect_of, is_view
+from graphopt.ir import Effect, Level, Program, effect_of, is_view
+from graphopt.ir.effects import stops_gradient
 from graphopt.ir.values import is_alike
 
 
@@ -21,9 +22,11 @@ def remove_dead(program: Program) -> int:
 
 
 def remove_identities(program: Program) -> int:
-    """Bypass views that look exactly like what they are taken of."""
+    """Bypass views that look exactly like what they are taken of; a detach counts until gradients are explicit."""
     removed = 0
     for node in list(program.graph.nodes):
+        if program.level is Level.FORWARD and stops_gradient(node):
+            continue
         if node.op == "call_function" and node.target is not operator.getitem and is_view(node):
             source = node.args[0]
             if isinstance(source, fx.Node) and is_alike(source.meta.get("val"), node.meta.get("val")):

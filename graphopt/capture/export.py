@@ -19,6 +19,7 @@ from torch.export.graph_signature import OutputKind as ExportOutput
 
 from graphopt._torch import BatchNorm, FakeTensorMode, new_fake_mode, reparametrized, tracing_with
 from graphopt.capture.arguments import CallSpec
+from graphopt.capture.gradients import KeepNoGrad, reader_of_lost_values
 from graphopt.capture.layers import layer_of, repeated_layers
 from graphopt.capture.structure import Template, take_apart
 from graphopt.errors import CaptureError
@@ -83,7 +84,8 @@ def capture(
     def call(module: nn.Module, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         args, kwargs = spec.rebuild(values)
         outputs: list[torch.Tensor] = []
-        templates.append(take_apart(module(*args, **kwargs), outputs))
+        with KeepNoGrad() if torch.is_grad_enabled() else contextlib.nullcontext():
+            templates.append(take_apart(module(*args, **kwargs), outputs))
         return tuple(outputs)
 
     flat = _Flat(model, call)
@@ -94,9 +96,19 @@ def capture(
             warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own use of its tree specs
             exported = torch.export.export(
                 flat, examples, strict=False, dynamic_shapes=_dynamic_shapes(names, tensors, dynamic)
-            ).run_decompositions({})
+            )
+            lost = reader_of_lost_values(exported, fake_mode)
+            if lost is None:
+                exported = exported.run_decompositions({})
     except Exception as error:
         raise _explained(error, model) from error
+    if lost is not None:
+        line = _SOURCE_LINE.findall(lost.meta.get("stack_trace") or "")
+        where = f" at {line[-1][0]}:{line[-1][1]}" if line else ""
+        raise CaptureError(
+            f"{type(model).__name__}.forward{where} reads a tensor through .data, where capture loses sight of it; "
+            "write .detach() instead"
+        )
     program = _with_roles(exported, names, model)
     _state_facts(program.graph, model)
     return Capture(program, fake_mode, templates[-1], names)

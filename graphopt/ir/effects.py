@@ -51,3 +51,8 @@ def is_view(node: fx.Node) -> bool:
     if target is operator.getitem:
         return True
     return isinstance(target, OpOverload) and aliases_argument(target)
+
+
+def stops_gradient(node: fx.Node) -> bool:
+    """True if no gradient flows from the node's result to its argument, though both are one value."""
+    return node.target is torch.ops.aten.detach.default
