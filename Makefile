@@ -3,7 +3,7 @@ PYTHON ?= python3
 RANKS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test long bench clean
+.PHONY: demo test long bench page clean
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m graphopt.examples.train_language_model
@@ -18,6 +18,10 @@ long: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m bench train
+
+# The page of graphopt-inspect, anew after a change of its sources; needs Node.
+page:
+	cd graphopt/inspect/web && npm ci && npm run check && npm test && npm run build
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -55,11 +55,10 @@ function Chart({ timeline, span }: { timeline: Timeline; span: Span | null }) {
     <div class="chart" ref={frame} tabIndex={0} onKeyDown={axisKeys(axis)}>
       <div class="legend">
         {timeline.categories.map((category, index) => (
-          <span key={category}><i class={fill(index)} />{category}{at !== null && <b>{bytes(timeline.at(at)[index]!)}</b>}</span>
+          <span key={category}><i class={fill(index)} />{category}<b>{at !== null && bytes(timeline.at(at)[index]!)}</b></span>
         ))}
         <span class="gap" />
-        <span class="faint">drag to pan, wheel to zoom</span>
-        <button class="quiet" onClick={axis.reset}>Show all</button>
+        <button class="quiet" title="drag to pan, wheel to zoom; keys a, d, w, s and 0" onClick={axis.reset}>Show all</button>
       </div>
       <div class="numbers" style={{ height: `${HEIGHT + TOP}px` }}>
         {ticks(memory.peak_bytes).map((value) => <span key={value} style={{ top: `${TOP + y(value)}px` }}>{bytes(value)}</span>)}
