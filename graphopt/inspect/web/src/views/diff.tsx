@@ -6,7 +6,7 @@ import { count, plural } from "../model/format.ts";
 import type { RecordNumber, Recording, Stage } from "../model/recording.ts";
 import { useView } from "../state.ts";
 import { List } from "./list.tsx";
-import { Call, NodeLink, Segments } from "./parts.tsx";
+import { Call, Name, NodeLink, Segments } from "./parts.tsx";
 
 export function Diff() {
   const view = useView();
@@ -71,7 +71,7 @@ function Side({ record, change, selected }: { record: RecordNumber; change: Chan
   return (
     <button class={`side ${change} ${selected ? "selected" : ""}`} data-name={name} onClick={() => view.select(name)}>
       <i class="sign" title={change}>{SIGNS[change]}</i>
-      <span class="mono">{name}</span>
+      <Name name={name} />
       <Call record={record} />
       <span class="mono faint">{view.recording.of(record, "value")}</span>
     </button>
@@ -120,7 +120,7 @@ function ProvenanceRow({ entry, stage }: { entry: Provenance; stage: Stage }) {
   return (
     <div class={`row ${view.node.value === name ? "selected" : ""}`}>
       <span class="title" style="padding-left: 30px"><NodeLink name={name} near={stage.index} /></span>
-      <Call record={entry.record} />
+      <Call record={entry.record} short />
       <span class="related"><Relation entry={entry} stage={stage} /></span>
     </div>
   );

@@ -5,7 +5,7 @@ import { type Group, type Row, visible } from "../model/tree.ts";
 import { useView, type View } from "../state.ts";
 import { Drawing } from "./drawing.tsx";
 import { List } from "./list.tsx";
-import { Call, Segments } from "./parts.tsx";
+import { Call, Name, Segments } from "./parts.tsx";
 
 export function Graph() {
   const view = useView();
@@ -111,7 +111,7 @@ function Node({ row, position }: { row: Row; position: number }) {
     <button class={`row node ${view.node.value === name ? "selected" : ""}`} data-name={name} onClick={() => view.select(name)}>
       <span class="title" style={indent(row.depth)}>
         <i class={`dot ${stage.touch(record) ?? ""}`} title={stage.touch(record) ? `${stage.touch(record)} by this pass` : ""} />
-        <span class="mono" title={`${name}, node ${position}`}>{name}</span>
+        <Name name={name} />
       </span>
       <Call record={record} />
       <span class="mono" title={recording.of(record, "value")}>{recording.of(record, "value")}</span>

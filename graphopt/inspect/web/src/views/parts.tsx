@@ -2,24 +2,29 @@
 import type { RecordNumber } from "../model/recording.ts";
 import { useView } from "../state.ts";
 
+/** The name of a node, whose end is shown where there is no room for all of it: the end tells nodes apart. */
+export function Name({ name }: { name: string }) {
+  return <span class="node-name mono" title={name}><bdi>{name}</bdi></span>;
+}
+
 /** A node's name; a click selects it. A name that no program has is plain text. */
 export function NodeLink({ name, near }: { name: string; near?: number }) {
   const view = useView();
   const known = view.recording.stageWith(name, near ?? view.recording.stageCount - 1) !== null;
   if (!known) return <span class="mono">{name}</span>;
   return (
-    <button class={`link mono ${view.node.value === name ? "selected" : ""}`} onClick={() => view.select(name)}>{name}</button>
+    <button class={`link ${view.node.value === name ? "selected" : ""}`} onClick={() => view.select(name)}><Name name={name} /></button>
   );
 }
 
-/** `aten.mm.default(view, t)`, on one line. */
-export function Call({ record }: { record: RecordNumber }) {
+/** `aten.mm.default(view, t)`, on one line. short: without the operator. */
+export function Call({ record, short = false }: { record: RecordNumber; short?: boolean }) {
   const { recording } = useView();
   const call = recording.of(record, "kind") === "call";
   const target = call ? recording.of(record, "target") : recording.role(record);
   const given = recording.of(record, "arguments");
   const rest = call ? `(${given})` : given && ` = ${given}`;
-  return <span class="call mono" title={target + rest}>{target}<span class="faint">{rest}</span></span>;
+  return <span class="call mono" title={target + rest}>{short && call ? "" : target}<span class="faint">{rest}</span></span>;
 }
 
 export function Segments<T extends string>({ value, choices, onChoose }: {
