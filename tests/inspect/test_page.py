@@ -290,6 +290,20 @@ def test_summary_has_passes_communication_and_memory(recorded: Recorded, browser
     browser.until(lambda: browser.address.startswith("diff=zero"))
 
 
+def test_summary_has_the_verdict_of_a_check(recorded: Recorded, browser: Browser, tmp_path: Path) -> None:
+    found = [("differentiate", "reassociates", 1e-7, 1e-5), ("zero", "bitwise", None, 0.0)]
+    passes = [dict(zip(("name", "tier", "worst", "bound"), row, strict=True), role="loss") for row in found]
+    path = tmp_path / "checked.html"
+    verdict = {"passes": passes, "guilty": "zero", "node": "mm_3"}
+    path.write_text(page({**recorded.values, "verdict": verdict}), encoding="utf-8")
+    browser.open(path, "summary")
+    rows = browser.texts(".summary tr")
+    assert "differentiate reassociates 1.0e-7 1.0e-5 loss agrees" in rows
+    assert "zero bitwise infinite 0.0e+0 loss differs" in rows
+    browser.click("p .link", "mm_3")
+    assert browser.text("#why h2") == "mm_3"
+
+
 def test_source_leads_to_nodes(recorded: Recorded, browser: Browser, file: Path) -> None:
     matmul = recorded.named(SCHEDULE, module="model.layers.1.mlp.down_proj", phase="forward", target="aten.mm")[0]
     browser.open(file, f"source&why={matmul}")

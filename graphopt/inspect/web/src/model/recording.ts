@@ -55,7 +55,7 @@ export interface ScheduleData {
 }
 
 export interface Verdict {
-  passes: { name: string; tier: string; worst: number; bound: number; role: string }[];
+  passes: { name: string; tier: string; worst: number | null; bound: number; role: string }[]; // worst: null if infinite
   guilty: string | null;
   node: string | null;
 }

@@ -70,9 +70,9 @@ function Checked() {
         <tbody>
           {verdict.passes.map(({ name, tier, worst, bound, role }) => (
             <tr key={name}>
-              <td class="mono">{name}</td><td>{tier}</td><td class="number">{worst.toExponential(1)}</td>
+              <td class="mono">{name}</td><td>{tier}</td><td class="number">{worst === null ? "infinite" : worst.toExponential(1)}</td>
               <td class="number">{bound.toExponential(1)}</td><td>{role}</td>
-              <td class={worst <= bound ? "made" : "removed"}>{worst <= bound ? "agrees" : "differs"}</td>
+              {worst !== null && worst <= bound ? <td class="made">agrees</td> : <td class="removed">differs</td>}
             </tr>
           ))}
         </tbody>
