@@ -6,7 +6,7 @@ from torch import fx
 
 from graphopt.errors import PassError
 from graphopt.ir import Level, Phase, Program, explain
-from graphopt.ir.collectives import sources_of
+from graphopt.ir.collectives import sources_of, waits_of
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.bucket import GATHER, REDUCTIONS
 
@@ -44,7 +44,7 @@ class Schedule(Pass):
 
     def _launch_ahead(self, gathers: list[fx.Node]) -> int:
         """Launch each gather before the wait for the one `prefetch` places ahead of it."""
-        waits = [_waits(gather)[0] for gather in gathers]
+        waits = [waits_of(gather)[0] for gather in gathers]
         moved = 0
         for index, gather in enumerate(gathers):
             if index == 0 or self.options.prefetch == 0:
@@ -70,15 +70,10 @@ class Schedule(Pass):
             anchor = reductions[behind].next if behind < len(reductions) else end
             for node in _until_output(reduction):
                 anchor.prepend(node)
-            for wait in _waits(reduction):
+            for wait in waits_of(reduction):
                 explain(wait, self.name, f"waited for before {anchor.name}, so that it travels while backward goes on")
             moved += 1
         return moved
-
-
-def _waits(launched: fx.Node) -> list[fx.Node]:
-    """The nodes that wait for what `launched` started, in order."""
-    return sorted(wait for item in launched.users for wait in item.users)
 
 
 def _until_output(launched: fx.Node) -> list[fx.Node]:

@@ -13,13 +13,12 @@ from torch import fx
 from torch.utils.flop_counter import flop_registry
 
 from graphopt._torch import OpOverload
-from graphopt.ir import is_view
 from graphopt.ir.collectives import collective_of
+from graphopt.ir.liveness import shares_storage
+from graphopt.ir.values import in_example
 
 aten = torch.ops.aten
 
-_WAIT = torch.ops._c10d_functional.wait_tensor.default
-_COPY_IF_THEY_MUST = (aten.reshape.default, aten.contiguous.default)
 # What they give depends on the shape of their arguments alone.
 _READ_NOTHING = frozenset(
     {
@@ -65,7 +64,7 @@ def work_of(node: fx.Node) -> Work:
     leaves out; any other call one operation for each element of the largest tensor that it reads or writes.
     """
     results = _tensors(node.meta.get("val"))
-    if node.op != "call_function" or not results or is_free(node) or collective_of(node) is not None:
+    if node.op != "call_function" or not results or shares_storage(node) or collective_of(node) is not None:
         return _NOTHING
     packet = node.target.overloadpacket if isinstance(node.target, OpOverload) else None
     read = [] if packet in _READ_NOTHING else [t for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))]
@@ -101,13 +100,6 @@ def contraction_flops(node: fx.Node) -> int | None:
     return int(formula(*arguments, **named, out_val=_concrete(node.meta["val"])))
 
 
-def is_free(node: fx.Node) -> bool:
-    """Whether what a call gives lies in storage that is there already."""
-    if node.target in _COPY_IF_THEY_MUST:
-        return _is_contiguous(node.all_input_nodes[0].meta["val"])
-    return node.target in (_WAIT, aten._unsafe_view.default) or is_view(node)
-
-
 def _tensors(value: Any) -> list[torch.Tensor]:
     values = value if isinstance(value, (list, tuple)) else (value,)
     return [item for item in values if isinstance(item, torch.Tensor)]
@@ -120,27 +112,14 @@ def _concrete(value: Any) -> Any:
     if isinstance(value, fx.Node):
         value = value.meta["val"]
     if isinstance(value, torch.Tensor) and not all(isinstance(size, int) for size in value.shape):
-        return torch.empty([_in_example(size) for size in value.shape], dtype=value.dtype, device="meta")
+        return torch.empty([in_example(size) for size in value.shape], dtype=value.dtype, device="meta")
     return value
-
-
-def _in_example(size: int | torch.SymInt) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def _elements(tensor: torch.Tensor) -> int:
     """Elements that a tensor holds; those that it repeats count once."""
-    sizes = zip(map(_in_example, tensor.shape), map(_in_example, tensor.stride()), strict=True)
+    sizes = zip(map(in_example, tensor.shape), map(in_example, tensor.stride()), strict=True)
     return math.prod(size for size, stride in sizes if stride or not size)
-
-
-def _is_contiguous(tensor: torch.Tensor) -> bool:
-    below = 1
-    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
-        if _in_example(size) != 1 and _in_example(stride) != below:
-            return False
-        below *= _in_example(size)
-    return True
 
 
 def _inner_product(first: torch.Tensor, *_: Any, out_val: torch.Tensor, **__: Any) -> int:

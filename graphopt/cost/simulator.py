@@ -11,17 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx
 
 from graphopt.cost.duration import collective_seconds, compute_seconds
 from graphopt.cost.hardware import Hardware
 from graphopt.cost.operations import work_of
 from graphopt.ir import Program, facts_of
-from graphopt.ir.collectives import collective_of
+from graphopt.ir.collectives import WAIT, collective_of
 
 COMPUTE = "compute"
-_WAIT = torch.ops._c10d_functional.wait_tensor.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,7 @@ class _Simulation:
         self._stalls: list[Task] = []
 
     def issue(self, node: fx.Node) -> None:
-        if node.target is _WAIT:
+        if node.target is WAIT:
             self._wait(node)
             return
         collective = collective_of(node)

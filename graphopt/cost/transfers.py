@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from graphopt.ir import Program
-from graphopt.ir.collectives import Collective, collective_of, collectives_of, sources_of
+from graphopt.ir.collectives import Collective, collective_of, collectives_of, launch_of, sources_of, waits_of
 from graphopt.ir.liveness import Interval, intervals
 from graphopt.ir.values import byte_size
 
@@ -39,11 +39,11 @@ class Transfers:
         self._shared_axes = shared_axes
         self._ends: dict[fx.Node, list[int | None]] = {}
         for interval in intervals(program):
-            self._ends.setdefault(_launch_of(interval.owner), []).append(interval.last)
+            self._ends.setdefault(_launch(interval.owner), []).append(interval.last)
 
     def life_of(self, interval: Interval) -> tuple[int, int | None]:
         """First and last position of a storage; a collective's result may get it as late as it is waited for."""
-        collective = collective_of(_launch_of(interval.owner))
+        collective = collective_of(_launch(interval.owner))
         if collective is None or (self._lands_in_place(collective)):
             return interval.first, interval.last
         last = interval.last
@@ -118,15 +118,13 @@ class Transfers:
 
     def _wait(self, collective: Collective) -> int:
         """Where a collective is first waited for."""
-        node = collective.node
-        items = list(node.users) if isinstance(node.meta["val"], (list, tuple)) else [node]
-        return min(self._position[wait] for item in items for wait in item.users)
+        return self._position[waits_of(collective.node)[0]]
 
 
-def _launch_of(owner: fx.Node) -> fx.Node:
-    """The call whose result, or whose item, `owner` is."""
-    source = owner.args[0] if owner.args else None
-    return source if isinstance(source, fx.Node) and collective_of(source) is not None else owner
+def _launch(owner: fx.Node) -> fx.Node:
+    """The collective whose result, or whose item, `owner` is; the node itself if there is none."""
+    launched = launch_of(owner)
+    return owner if launched is None else launched[0].node
 
 
 def _source_bytes(collective: Collective) -> int:

@@ -8,7 +8,7 @@ from torch import fx
 
 from graphopt.inspect.inspection import Inspection
 from graphopt.ir import InputKind, OutputKind, Phase, facts_of
-from graphopt.ir.collectives import Collective, collectives_of, sources_of
+from graphopt.ir.collectives import Collective, collectives_of, sources_of, waits_of
 from graphopt.sizes import readable_size, readable_time
 
 Row = tuple[str, str, str, str]
@@ -105,7 +105,7 @@ def _parameter(source: fx.Node, names: Mapping[fx.Node, str]) -> str:
 
 def _reader(collective: Collective) -> str:
     """The module that needs a gather first."""
-    readers = sorted(reader for item in collective.node.users for wait in item.users for reader in wait.users)
+    readers = sorted(reader for wait in waits_of(collective.node) for reader in wait.users)
     return facts_of(readers[0]).module or "the model"
 
 

@@ -9,12 +9,10 @@ from torch import fx
 
 from graphopt._torch import TorchDispatchMode
 from graphopt.ir import Effect, Program, effect_of
-from graphopt.ir.collectives import collective_of, sources_of
+from graphopt.ir.collectives import WAIT, collective_of, sources_of
 from graphopt.ir.ops import all_reduce
 
 Values = list[Any]  # one for each rank
-
-_WAIT = torch.ops._c10d_functional.wait_tensor.default
 
 
 class SeededDraws(TorchDispatchMode):
@@ -61,7 +59,7 @@ class Simulation:
             return self._exchanged(node, [values[source] for source in sources_of(node)])
         if node.target is all_reduce:
             return self._reduced(values[node.all_input_nodes[0]], str(node.args[1]))
-        if node.target is _WAIT:
+        if node.target is WAIT:
             return values[node.all_input_nodes[0]]
         results = []
         for rank in range(self.ranks):

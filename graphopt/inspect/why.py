@@ -8,7 +8,7 @@ from torch import fx
 from graphopt.inspect.provenance import Changes
 from graphopt.inspect.recorder import NodeRecord, Stage
 from graphopt.ir import InputKind, ParameterLayout, Phase, Program, facts_of
-from graphopt.ir.collectives import collective_of, sources_of
+from graphopt.ir.collectives import collective_of, sources_of, waits_of
 from graphopt.ir.liveness import intervals, storage_of
 from graphopt.ir.values import byte_size
 from graphopt.sizes import readable_size
@@ -69,8 +69,7 @@ class _Explainer:
         collective = collective_of(node)
         if collective is None:
             return
-        items = list(node.users) if isinstance(node.meta["val"], (list, tuple)) else [node]
-        waits = sorted((wait for item in items for wait in item.users), key=self._position.__getitem__)
+        waits = waits_of(node)
         count = len(sources_of(node))
         tensors = "one tensor" if count == 1 else f"{count} tensors"
         size = readable_size(collective.whole_bytes)

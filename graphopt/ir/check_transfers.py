@@ -6,17 +6,15 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import fx
 
-from graphopt.ir.collectives import collective_of, collectives_of
+from graphopt.ir.collectives import WAIT, collectives_of, launch_of, waits_of
 from graphopt.ir.facts import Phase, facts_of
 from graphopt.ir.program import Program
-
-WAIT = torch.ops._c10d_functional.wait_tensor.default
 
 
 def transfer_problems(program: Program, mesh: Mapping[str, int]) -> Iterator[tuple[fx.Node, str]]:
     """Each node that breaks a rule, with what it does."""
     for node in program.graph.find_nodes(op="call_function", target=WAIT):
-        if not _is_transfer(node.args[0]):
+        if not isinstance(node.args[0], fx.Node) or launch_of(node.args[0]) is None:
             yield node, f"waits for {node.args[0]}, which no collective launched"
     for collective in collectives_of(program):
         node = collective.node
@@ -59,12 +57,12 @@ def _lifetime_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
     """What is gathered for one phase is not read in the other; launch, item and wait agree on how long it lives."""
     facts = facts_of(node)
     items = list(node.users) if isinstance(node.meta["val"], (list, tuple)) else []
-    for value in [*items, *(wait for item in items or [node] for wait in item.users)]:
+    for value in [*items, *waits_of(node)]:
         if (facts_of(value).resident, facts_of(value).kept) != (facts.resident, facts.kept):
             yield value, f"is to live otherwise than {node.name}, which launched it"
     if facts.resident or facts.kept or facts.phase is Phase.BACKWARD:
         return
-    for wait in (wait for item in items or [node] for wait in item.users):
+    for wait in waits_of(node):
         late = next((user for user in _readers(wait) if facts_of(user).phase is Phase.BACKWARD), None)
         if late is not None:
             yield late, f"reads {wait.name} in backward, which was gathered for forward alone"
@@ -76,9 +74,3 @@ def _readers(value: fx.Node) -> Iterator[fx.Node]:
         if user.target in (torch.ops.aten.slice.Tensor, torch.ops.aten.view.default):
             yield from _readers(user)
         yield user
-
-
-def _is_transfer(value: object) -> bool:
-    """Whether a value is in flight: what a collective gives, or an item of it."""
-    source = value.args[0] if isinstance(value, fx.Node) and value.target is operator.getitem else value
-    return isinstance(source, fx.Node) and collective_of(source) is not None

@@ -1,6 +1,7 @@
 """The collectives of a program: what they move, over which axis, in which order."""
 
 import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from graphopt.ir.program import Program
 from graphopt.ir.values import byte_size, described
 
 _functional = torch.ops._c10d_functional
+WAIT = _functional.wait_tensor.default
 _KINDS: dict[object, str] = {
     _functional.all_gather_into_tensor.default: "all-gather",
     _functional.all_gather_into_tensor_coalesced.default: "all-gather",
@@ -54,6 +56,22 @@ def sources_of(node: fx.Node) -> list[fx.Node]:
     """The nodes whose values a collective moves."""
     given = node.args[0]
     return [n for n in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(n, fx.Node)]
+
+
+def waits_of(node: fx.Node) -> list[fx.Node]:
+    """The nodes that wait for what a collective launched, in execution order."""
+    items = node.users if isinstance(node.meta["val"], (list, tuple)) else [node]
+    return sorted(wait for item in items for wait in item.users)
+
+
+def launch_of(node: fx.Node) -> tuple[Collective, int] | None:
+    """The collective whose result, or whose item of that number, a node is; None for any other node."""
+    index = 0
+    launched = node
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        launched, index = node.args[0], int(str(node.args[1]))
+    collective = collective_of(launched)
+    return None if collective is None else (collective, index)
 
 
 def collectives_of(program: Program) -> list[Collective]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from graphopt.ir.collectives import WAIT
 from graphopt.ir.effects import is_view
 from graphopt.ir.program import Program
+from graphopt.ir.values import is_contiguous
 
-_WAIT = torch.ops._c10d_functional.wait_tensor.default
 # Shares storage with its argument, though its schema does not say so.
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 
@@ -29,7 +30,7 @@ def storage_of(program: Program) -> dict[fx.Node, fx.Node]:
             is_own = isinstance(source.meta.get("val"), (list, tuple)) and owner[source] is source
             owner[node] = node if is_own else owner[source]
         else:
-            owner[node] = owner[source] if _shares(source, node) else node
+            owner[node] = owner[source] if shares_storage(node) else node
     return owner
 
 
@@ -66,8 +67,8 @@ def _allocator(node: fx.Node) -> fx.Node:
     return source if node.target is operator.getitem and isinstance(source, fx.Node) else node
 
 
-def _shares(source: fx.Node, node: fx.Node) -> bool:
+def shares_storage(node: fx.Node) -> bool:
     """Whether a call's result lies in the storage of its first argument."""
     if node.target in (torch.ops.aten.reshape.default, torch.ops.aten.contiguous.default):
-        return bool(source.meta["val"].is_contiguous())  # they copy when they must
-    return node.target in (_WAIT, _UNSAFE_VIEW) or is_view(node)
+        return is_contiguous(node.all_input_nodes[0].meta["val"])  # they copy when they must
+    return node.target in (WAIT, _UNSAFE_VIEW) or is_view(node)

@@ -13,17 +13,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphopt.ir.collectives import collective_of, sources_of
-from graphopt.ir.effects import Effect, effect_of, is_view
+from graphopt.ir.collectives import WAIT, launch_of, sources_of
+from graphopt.ir.effects import Effect, effect_of, is_view, stops_gradient
 from graphopt.ir.layout import ParameterLayout
-from graphopt.ir.program import Program
+from graphopt.ir.program import Level, Program
 from graphopt.ir.roles import InputKind
 from graphopt.ir.values import is_alike
 
 aten = torch.ops.aten
-WAIT = torch.ops._c10d_functional.wait_tensor.default
 _RESHAPES = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default})
-_DETACHED = frozenset({aten.detach.default, aten.alias.default})
 _REPEATABLE = frozenset({Effect.PURE, Effect.COLLECTIVE})
 
 Key = tuple[Any, ...]
@@ -60,7 +58,9 @@ class ValueNumbers:
         for node in program.graph.nodes:
             if node.op != "call_function":
                 continue
-            key = self._key_of(node, numbers)
+            # Until gradients are explicit, a value without gradient is another than the one it was taken of.
+            is_stop = stops_gradient(node) and program.level is Level.FORWARD
+            key = self._plain(node, numbers) if is_stop else self._key_of(node, numbers)
             if effect_of(node) not in _REPEATABLE:  # each time it runs it gives, or does, something else
                 occurrences[key] = occurrences.get(key, -1) + 1
                 key = ("occurrence", occurrences[key], key)
@@ -70,7 +70,7 @@ class ValueNumbers:
     def _key_of(self, node: fx.Node, numbers: Mapping[fx.Node, int]) -> Any:
         """The key of a call, or the number of an earlier value that it equals."""
         target = node.target
-        if target in _DETACHED or _is_identity(node):
+        if target is aten.alias.default or stops_gradient(node) or _is_identity(node):
             return numbers[node.all_input_nodes[0]]
         if target is WAIT:
             return self._awaited(node, numbers)
@@ -96,19 +96,19 @@ class ValueNumbers:
         into, value = node.args[0], node.args[1]
         assert isinstance(into, fx.Node) and isinstance(value, fx.Node)
         number = numbers[value]
+        if _sizes(value) != _sizes(into):
+            number = self.number((aten.expand_as.default, ("list", ("node", number), ("node", numbers[into]))))
         if value.meta["val"].dtype != into.meta["val"].dtype:
             number = self._cast(number, into.meta["val"].dtype)
-        if _sizes(value) != _sizes(into):
-            number = self.number((aten.expand.default, (("node", number), ("list", *_sizes(into)))))
         return number
 
     def _awaited(self, wait: fx.Node, numbers: Mapping[fx.Node, int]) -> Any:
         """What a collective gives: the rows of a parameter, or a sum over ranks."""
-        launched, index = wait.args[0], 0
-        if isinstance(launched, fx.Node) and launched.target is operator.getitem:
-            launched, index = launched.args  # type: ignore[assignment]
-        collective = collective_of(launched) if isinstance(launched, fx.Node) else None
-        if collective is None or not 0 <= index < len(sources_of(collective.node)):
+        launched = launch_of(wait.args[0]) if isinstance(wait.args[0], fx.Node) else None
+        if launched is None:
+            return self._plain(wait, numbers)
+        collective, index = launched
+        if not 0 <= index < len(sources_of(collective.node)):
             return self._plain(wait, numbers)
         source = numbers[sources_of(collective.node)[index]]
         if collective.kind != "all-gather":

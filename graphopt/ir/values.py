@@ -36,4 +36,19 @@ def byte_size(value: Any) -> int:
         return sum(map(byte_size, value))
     if not isinstance(value, torch.Tensor):
         return 0
-    return math.prod(s if isinstance(s, int) else int(s.node.hint) for s in value.shape) * value.element_size()
+    return math.prod(map(in_example, value.shape)) * value.element_size()
+
+
+def in_example(size: int | torch.SymInt) -> int:
+    """A size as it is in the example."""
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def is_contiguous(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements lie in order without gaps, in the example."""
+    below = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+        if in_example(size) != 1 and in_example(stride) != below:
+            return False
+        below *= in_example(size)
+    return True
