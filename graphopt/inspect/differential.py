@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,11 @@ class Comparison:
     def agrees(self) -> bool:
         return self.worst <= self.bound
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; an infinite difference (of what is not there, or not finite) is None, which JSON can say."""
+        worst = self.worst if math.isfinite(self.worst) else None
+        return {**dataclasses.asdict(self), "tier": self.tier.value, "worst": worst}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -55,7 +61,7 @@ class Verdict:
         return next((each for each in self.comparisons if not each.agrees), None)
 
     def to_dict(self) -> dict[str, Any]:
-        passes = [{**dataclasses.asdict(each), "tier": each.tier.value} for each in self.comparisons]
+        passes = [each.to_dict() for each in self.comparisons]
         return {"passes": passes, "guilty": self.guilty.name if self.guilty else None, "node": self.node}
 
 

@@ -57,7 +57,7 @@ class Inspection:
     @functools.cached_property
     def explanations(self) -> dict[str, list[str]]:
         """For each node of the last program, why it is there."""
-        return explanations(self.program, self.lineage, self.recorder.layouts)
+        return explanations(self.program, self.recorder.layouts)
 
     @functools.cached_property
     def schedule(self) -> Schedule:

@@ -14,19 +14,19 @@ from graphopt.ir.values import byte_size
 from graphopt.sizes import readable_size
 
 
-def explanations(program: Program, lineage: "Lineage", layouts: Mapping[str, ParameterLayout]) -> dict[str, list[str]]:
-    """For each node of a final program, by name, why it is what and where it is.
+def explanations(program: Program, layouts: Mapping[str, ParameterLayout]) -> dict[str, list[str]]:
+    """For each node of a final program, by name, why it is what and where it is; its `Lineage` tells the passes.
 
     layouts: how parameters lie over the ranks.
     """
-    explainer = _Explainer(program, lineage, layouts)
+    explainer = _Explainer(program, layouts)
     return {node.name: list(explainer.sentences(node)) for node in program.graph.nodes if node.op != "output"}
 
 
 class _Explainer:
     """Sentences about the nodes of one program."""
 
-    def __init__(self, program: Program, lineage: "Lineage", layouts: Mapping[str, ParameterLayout]) -> None:
+    def __init__(self, program: Program, layouts: Mapping[str, ParameterLayout]) -> None:
         self._program = program
         self._layouts = layouts
         self._owner = storage_of(program)
@@ -38,13 +38,10 @@ class _Explainer:
         for role, node in zip(program.outputs, program.results, strict=True):
             if node is not None:
                 self._outputs[node].append(str(role))
-        self._lineage = lineage
 
     def sentences(self, node: fx.Node) -> Iterator[str]:
         if node in self._roles:
             yield from self._of_input(node)
-        else:
-            yield from self._lineage.sentences(node.name)
         yield from self._of_collective(node)
         yield from facts_of(node).reasons
         yield from self._of_saved(node)
@@ -147,20 +144,6 @@ class Lineage:
             # Made from a node of the program before this pass, or from one that the pass itself had made.
             stage, current = (first - 1, origin) if first and origin in self._identity[first - 1] else (-1, "")
         return found
-
-    def sentences(self, name: str) -> Iterator[str]:
-        """The chain in words, from the model's code to the last pass."""
-        for text, event, record in reversed(self.chain(name)):
-            facts = record.facts
-            if text == "capture":
-                where = " ".join(
-                    filter(None, (facts.module or "the model", f"({facts.source})" if facts.source else ""))
-                )
-                yield f"captured in {where} as {record.name}"
-            elif event == "made":
-                yield f"made by {text}" + (f" from {facts.origin}" if facts.origin else "")
-            else:
-                yield f"{event} by {text}"
 
 
 def _place(node: fx.Node) -> str:
