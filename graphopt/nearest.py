@@ -3,11 +3,16 @@
 import difflib
 from collections.abc import Iterable
 
+_MOST = 12
+
 
 def nearest(given: str, choices: Iterable[str], prefix: str = "") -> str:
-    """``the nearest is 'x'`` if one is close, else ``choose from …``; `prefix` is put before each choice."""
+    """``the nearest is 'x'`` if one is close, else ``choose from …`` the first twelve; `prefix` goes before each."""
     known = [str(choice) for choice in choices]
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     if close:
         return f"the nearest is '{prefix}{close[0]}'"
-    return "choose from " + ", ".join(prefix + choice for choice in known) if known else "there is none to choose"
+    if not known:
+        return "there is none to choose"
+    rest = f" and {len(known) - _MOST} more" if len(known) > _MOST else ""
+    return "choose from " + ", ".join(prefix + choice for choice in known[:_MOST]) + rest
