@@ -124,8 +124,16 @@ def shape_guards_hold(fake_mode: FakeTensorMode, guards: str, tensors: list[torc
 
 @contextlib.contextmanager
 def reparametrized(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Exchange parameters and buffers, by qualified name, for the time of the context."""
-    with stateless._reparametrize_module(module, dict(tensors)):
+    """Exchange parameters and buffers, by qualified name, for the time of the context.
+
+    Of the names that a module in several places has for one tensor, the first counts: torch would put back the
+    exchanged one.
+    """
+    places: dict[tuple[int, str], str] = {}
+    for name in tensors:
+        path, _, attribute = name.rpartition(".")
+        places.setdefault((id(module.get_submodule(path)), attribute), name)
+    with stateless._reparametrize_module(module, {name: tensors[name] for name in places.values()}):
         yield
 
 

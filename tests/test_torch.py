@@ -49,6 +49,15 @@ def test_reparametrization_lasts_for_the_context() -> None:
     assert module.weight is held
 
 
+def test_reparametrization_puts_back_what_a_module_in_two_places_held() -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    module, held = nn.Sequential(layer, layer), layer.weight
+    zeros = torch.zeros(2, 2)
+    with _torch.reparametrized(module, {"0.weight": zeros, "1.weight": zeros}):
+        assert layer.weight is zeros
+    assert layer.weight is held
+
+
 def test_a_compiled_call_is_what_runs_and_is_not_copied() -> None:
     module = nn.Linear(2, 2)
     _torch.install_compiled_call(module, lambda x: "ran")

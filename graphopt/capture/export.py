@@ -19,6 +19,7 @@ from torch.export.graph_signature import OutputKind as ExportOutput
 
 from graphopt._torch import BatchNorm, FakeTensorMode, new_fake_mode, reparametrized, tracing_with
 from graphopt.capture.arguments import CallSpec
+from graphopt.capture.assignments import Assignments
 from graphopt.capture.gradients import KeepNoGrad, reader_of_lost_values
 from graphopt.capture.layers import layer_of, repeated_layers
 from graphopt.capture.structure import Template, take_apart
@@ -84,8 +85,13 @@ def capture(
     def call(module: nn.Module, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         args, kwargs = spec.rebuild(values)
         outputs: list[torch.Tensor] = []
-        with KeepNoGrad() if torch.is_grad_enabled() else contextlib.nullcontext():
-            templates.append(take_apart(module(*args, **kwargs), outputs))
+        assignments = Assignments(module)
+        try:
+            with KeepNoGrad() if torch.is_grad_enabled() else contextlib.nullcontext():
+                templates.append(take_apart(module(*args, **kwargs), outputs))
+            assignments.settle()
+        finally:
+            assignments.restore()
         return tuple(outputs)
 
     flat = _Flat(model, call)
@@ -283,9 +289,8 @@ def _explained(error: Exception, model: nn.Module) -> CaptureError:
             "hold; compute both sides and choose with torch.where, or pass the decision in as a Python argument"
             f" ({reason})"
         )
-    return CaptureError(
-        f"{type(model).__name__}.forward could not be captured{where}: {type(error).__name__}: {reason}"
-    )
+    kind = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
+    return CaptureError(f"{type(model).__name__}.forward could not be captured{where}: {kind}{reason}")
 
 
 def _model_line(error: BaseException | None) -> str | None:
