@@ -1,6 +1,5 @@
 """Runs a compilation beside the uncompiled model, pass by pass, and finds the pass and the node where they part."""
 
-import copy
 import dataclasses
 import itertools
 import math
@@ -12,7 +11,7 @@ import torch
 from rich.table import Table
 from torch import fx, nn
 
-from graphopt.driver import Compilation, lower
+from graphopt.driver import lower
 from graphopt.errors import GraphoptError
 from graphopt.inspect.outcome import Outcome, Workload, eager_outcome, inputs_of, program_outcome, whole_batch_outcome
 from graphopt.inspect.simulate import Simulation
@@ -110,7 +109,7 @@ def check(
         model, args, kwargs, dataclasses.replace(plan, verify=False), observer=snapshots.observe, registry=registry
     )
     with torch.random.fork_rng(devices=[]):
-        return _compare_all(snapshots.taken, _workload(model, args, kwargs, plan, compilation), registry)
+        return _compare_all(snapshots.taken, Workload.of(model, args, kwargs, plan, compilation), registry)
 
 
 def _compare_all(taken: list[tuple[str, Program]], workload: Workload, registry: Mapping[str, type[Pass]]) -> Verdict:
@@ -139,21 +138,6 @@ def _means_of_scalars(found: Outcome) -> Outcome:
     scalars = {role: values for role, values in found.items() if role.startswith("user") and values[0].dim() == 0}
     others = {role: values for role, values in found.items() if not role.startswith("user")}
     return others | {role: [torch.stack(values).mean()] for role, values in scalars.items()}
-
-
-def _workload(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan, compilation: Compilation
-) -> Workload:
-    return Workload(
-        model=copy.deepcopy(model),
-        args=args,
-        kwargs=kwargs,
-        mesh=dict(plan.mesh),
-        layouts=compilation.layouts,
-        names=compilation.captured.names,
-        seeded=compilation.seeded,
-        dtype=plan.precision.compute_dtype if plan.precision is not None else None,
-    )
 
 
 def _compared(name: str, tier: Tier, before: Outcome, after: Outcome, epsilon: float) -> Comparison:

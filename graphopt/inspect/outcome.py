@@ -1,6 +1,7 @@
 """What a step gives on all ranks: outputs, new buffers and mean gradients, of the model itself or of a program."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ from torch import fx, nn
 from graphopt.capture.arguments import flatten_call
 from graphopt.capture.export import kept_as_stored
 from graphopt.capture.structure import take_apart
+from graphopt.driver import Compilation
 from graphopt.inspect.simulate import SeededDraws, Simulation, Values
 from graphopt.ir import Input, InputKind, Level, OutputKind, ParameterLayout, Program
+from graphopt.plan import Plan
 
 Outcome = dict[str, list[torch.Tensor]]  # by role; one value a rank, or the one whole gradient
 
@@ -34,12 +37,25 @@ class Workload:
     seeded: tuple[bool, ...]
     dtype: torch.dtype | None
 
+    @classmethod
+    def of(
+        cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan, compilation: Compilation
+    ) -> "Workload":
+        """The call that was compiled under a resolved plan, of a copy of the model."""
+        return cls(
+            model=copy.deepcopy(model),
+            args=args,
+            kwargs=kwargs,
+            mesh=dict(plan.mesh),
+            layouts=compilation.layouts,
+            names=compilation.captured.names,
+            seeded=compilation.seeded,
+            dtype=plan.precision.compute_dtype if plan.precision is not None else None,
+        )
+
     @property
     def ranks(self) -> int:
-        ranks = 1
-        for size in self.mesh.values():
-            ranks *= size
-        return ranks
+        return math.prod(self.mesh.values())
 
     @property
     def epsilon(self) -> float:

@@ -91,14 +91,5 @@ def subject(name: str) -> Subject:
     compilation = lower(model, (), kwargs, plan, observer=keep)
     verifier = Verifier(compilation.captured.fake_mode, plan.mesh, compilation.layouts)
     before_zero = programs[[name for name, _ in programs].index("zero") - 1][1]
-    workload = Workload(
-        model=model,
-        args=(),
-        kwargs=kwargs,
-        mesh=dict(plan.mesh),
-        layouts=compilation.layouts,
-        names=compilation.captured.names,
-        seeded=compilation.seeded,
-        dtype=plan.precision.compute_dtype if plan.precision is not None else None,
-    )
+    workload = Workload.of(model, (), kwargs, plan, compilation)
     return Subject(compilation, programs[-1][1], verifier.check(before_zero), verifier, workload)
