@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.errors import PassError, VerificationError
-from graphopt.ir.meaning import Meaning
 from graphopt.ir.program import Level, Program
 from graphopt.ir.structural_hash import structural_hash
-from graphopt.ir.verifier import Verifier
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.reproducer import reproducible
 from graphopt.sizes import format_size, parse_size
+from graphopt.verify.meaning import Meaning
+from graphopt.verify.verifier import Verifier
 
 _ITEM = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 _BOOLS = {"true": True, "false": False}

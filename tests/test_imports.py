@@ -14,14 +14,19 @@ FLOORS = [
     {"plan", "plan_text", "sizes", "nearest", "errors", "artifacts", "_torch", "cuda_ext"},
     {"ir"},
     {"runtime"},
-    {"cost", "capture", "triton_kernels"},
+    {"cost", "capture", "triton_kernels", "verify"},
     {"passes"},
     {"emit", "report"},
     {"engine"},
     {"driver"},
     {"inspect", "examples", "integrations"},
 ]
-FORBIDDEN = {"passes": {"runtime", "emit", "capture", "plan"}, "ir": {"runtime", "plan"}, "cost": {"runtime", "plan"}}
+FORBIDDEN = {
+    "passes": {"runtime", "emit", "capture", "plan"},
+    "ir": {"runtime", "plan"},
+    "cost": {"runtime", "plan"},
+    "verify": {"runtime", "plan", "capture"},
+}
 
 
 def _room(module: str) -> str | None:

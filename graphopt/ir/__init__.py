@@ -1,4 +1,4 @@
-"""The graph types: programs with typed roles, facts about nodes, effects, layouts, printing and verification."""
+"""The graph types: programs with typed roles, facts about nodes, effects and layouts."""
 
 from graphopt.ir.effects import Effect, effect_of, is_view
 from graphopt.ir.facts import NodeFacts, Phase, annotate, explain, facts_of

@@ -13,18 +13,18 @@ from graphopt._torch import new_fake_mode
 from graphopt.driver import lower, pipeline_text
 from graphopt.errors import GraphoptError
 from graphopt.ir import Input, InputKind, Level, Output, OutputKind, Program
-from graphopt.ir.meaning import meaning_of
 from graphopt.ir.printer import format_program
 from graphopt.ir.serialize import from_dict, to_dict
 from graphopt.ir.serialize_operators import operator_at
 from graphopt.ir.serialize_values import ValueReader, ValueWriter, read_tensor, written_tensor
 from graphopt.ir.snapshot import copied
 from graphopt.ir.structural_hash import structural_hash
-from graphopt.ir.value_numbers import ValueNumbers
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import PassContext
 from graphopt.passes.pipeline import PassRecord, Pipeline
 from graphopt.plan import Plan
+from graphopt.verify.meaning import meaning_of
+from graphopt.verify.value_numbers import ValueNumbers
 from tests.ir.built import Hand
 from tests.support.zoo import CONVNET, ZOO
 

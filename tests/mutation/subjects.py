@@ -10,11 +10,11 @@ from torch import nn
 from graphopt.driver import Compilation, lower
 from graphopt.inspect.outcome import Workload
 from graphopt.ir import Program
-from graphopt.ir.meaning import Meaning
 from graphopt.ir.snapshot import copied
-from graphopt.ir.verifier import Verifier
 from graphopt.passes.pipeline import PassRecord
 from graphopt.plan import Plan
+from graphopt.verify.meaning import Meaning
+from graphopt.verify.verifier import Verifier
 from tests.support.zoo import ZOO, gpt2
 
 WORLD = 2

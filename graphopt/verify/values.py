@@ -12,8 +12,8 @@ from torch import fx
 from graphopt._torch import FakeTensorMode, without_guards
 from graphopt.errors import VerificationError
 from graphopt.ir.program import Program
-from graphopt.ir.surroundings import surroundings
 from graphopt.ir.values import described
+from graphopt.verify.surroundings import surroundings
 
 Type = tuple[Any, ...]
 

@@ -7,12 +7,12 @@ from torch import fx
 
 from graphopt.errors import VerificationError
 from graphopt.ir.effects import Effect, effect_of
-from graphopt.ir.gradients import NotTheMean, local_gradient
 from graphopt.ir.layout import ParameterLayout
 from graphopt.ir.program import Program
 from graphopt.ir.roles import Output, OutputKind
-from graphopt.ir.surroundings import surroundings
-from graphopt.ir.value_numbers import ValueNumbers
+from graphopt.verify.means import NotTheMean, local_gradient
+from graphopt.verify.surroundings import surroundings
+from graphopt.verify.value_numbers import ValueNumbers
 
 
 @dataclass(frozen=True)

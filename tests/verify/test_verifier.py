@@ -11,7 +11,7 @@ from graphopt.errors import VerificationError
 from graphopt.ir import Input, InputKind, Level, Output, OutputKind, Phase, Program, annotate
 from graphopt.ir.collectives import collectives_of
 from graphopt.ir.structural_hash import structural_hash
-from graphopt.ir.verifier import verify
+from graphopt.verify.verifier import verify
 from tests.support.programs import lowered
 
 aten = torch.ops.aten

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from graphopt.ir.layout import ParameterLayout
-from graphopt.ir.value_numbers import Key, ValueNumbers
+from graphopt.verify.value_numbers import Key, ValueNumbers
 
 aten = torch.ops.aten
 

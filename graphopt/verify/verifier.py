@@ -7,16 +7,16 @@ from torch import fx
 
 from graphopt._torch import FakeTensorMode
 from graphopt.errors import VerificationError
-from graphopt.ir.check_transfers import transfer_problems
-from graphopt.ir.check_values import ValueChecker
 from graphopt.ir.effects import Effect, effect_of
 from graphopt.ir.facts import Phase, facts_of
 from graphopt.ir.layout import ParameterLayout
-from graphopt.ir.meaning import Meaning, check_same, meaning_of
 from graphopt.ir.program import Level, Program
 from graphopt.ir.roles import InputKind, OutputKind
-from graphopt.ir.surroundings import surroundings
-from graphopt.ir.value_numbers import ValueNumbers
+from graphopt.verify.meaning import Meaning, check_same, meaning_of
+from graphopt.verify.surroundings import surroundings
+from graphopt.verify.transfers import transfer_problems
+from graphopt.verify.value_numbers import ValueNumbers
+from graphopt.verify.values import ValueChecker
 
 
 class Verifier:
