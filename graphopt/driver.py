@@ -118,10 +118,18 @@ def pipeline_text(plan: Plan) -> str:
 
 
 def planned_pipeline(plan: Plan, registry: Mapping[str, type[Pass]] = REGISTRY) -> Pipeline:
-    """The passes of a resolved plan. Raises PassError if they cannot run, or do not lead to a step program."""
+    """The passes of a resolved plan. Raises PassError if they cannot run, or do not lead to the step it asks for."""
     pipeline = Pipeline.parse(pipeline_text(plan), registry)
     if pipeline.check(Level.FORWARD) is not Level.STEP:
         raise PassError(f"the pipeline {str(pipeline)!r} leaves a program without gradients; add differentiate to it")
+    names = {step.name for step in pipeline.passes}
+    if plan.precision is not None and "precision" not in names:
+        raise PassError(
+            f"the pipeline {str(pipeline)!r} leaves parameters as they are stored, where the plan computes in "
+            f"{plan.precision.compute}; add precision behind differentiate"
+        )
+    if plan.mesh[plan.data_parallel_axis] > 1 and "zero" not in names:
+        raise PassError(f"the pipeline {str(pipeline)!r} leaves each rank its own gradients; add zero to it")
     return pipeline
 
 

@@ -25,6 +25,7 @@ class Differentiate(Pass):
     name = "differentiate"
     level = Level.FORWARD
     produces = Level.STEP
+    requires = frozenset({"canonicalize"})  # which spells what has no derivative
 
     def run(self, program: Program, context: PassContext) -> bool:
         recording = _Recording(program, context)

@@ -61,7 +61,7 @@ class Zero(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"differentiate"})
-    conflicts = frozenset({"bucket", "schedule"})
+    conflicts = frozenset({"zero", "bucket", "schedule"})
     tier = Tier.REASSOCIATES
     keeps_values = True
 

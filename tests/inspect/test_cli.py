@@ -164,7 +164,7 @@ def test_a_difference_and_a_graph_in_between(target: str) -> None:
     first = _run("diff", f"{target}:model", "differentiate", "--plan", "dp=2,zero=3").stdout
     assert any(line.startswith("- linear") and "in its place" in line for line in first.splitlines())
     unfolded = ["--unfold", "*"]
-    captured = _run("graph", f"{target}:model", "--level", "forward", "--plan", "passes=differentiate", *unfolded)
+    captured = _run("graph", f"{target}:model", "--level", "forward", "--plan", "passes=canonicalize,differentiate", *unfolded)
     assert "aten.linear" in captured.stdout
     before = _run("graph", f"{target}:model", "--after", "canonicalize", "--plan", "dp=2,zero=3", *unfolded).stdout
     assert "aten.linear" in before and "all_gather" not in before

@@ -49,14 +49,29 @@ def test_text_that_is_no_pipeline(text: str, message: str) -> None:
     ("text", "message"),
     [
         ("zero", "zero needs differentiate"),
-        ("differentiate,canonicalize", "canonicalize works on forward programs"),
-        ("differentiate,zero,precision", "precision cannot run after zero"),
-        ("differentiate,bucket", "bucket needs zero"),
+        ("differentiate", "differentiate needs canonicalize"),
+        ("canonicalize,differentiate,canonicalize", "canonicalize works on forward programs"),
+        ("canonicalize,differentiate,zero,precision", "precision cannot run after zero"),
+        ("canonicalize,differentiate,zero,zero", "zero cannot run after zero"),
+        ("canonicalize,differentiate,zero,bucket,bucket", "bucket cannot run after bucket"),
+        ("canonicalize,differentiate,bucket", "bucket needs zero"),
     ],
 )
 def test_an_order_that_cannot_be(text: str, message: str) -> None:
     with pytest.raises(PassError, match=message):
         Pipeline.parse(text, REGISTRY).check(Level.FORWARD)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ("precision=bf16,passes=canonicalize,differentiate,zero", "as they are stored.*computes in bf16; add precision"),
+        ("passes=canonicalize,differentiate", "each rank its own gradients; add zero"),
+    ],
+)
+def test_a_pipeline_that_does_not_do_what_the_plan_asks(plan: str, message: str) -> None:
+    with pytest.raises(PassError, match=message):
+        lowered(plan)
 
 
 def test_records_say_what_each_pass_did() -> None:
@@ -68,8 +83,8 @@ def test_records_say_what_each_pass_did() -> None:
 
 
 def test_the_user_may_replace_the_pipeline() -> None:
-    compilation, _ = lowered("zero=3,zero.whole_below=0,passes=differentiate,zero{stage=3}")
-    assert [record.name for record in compilation.report.passes] == ["differentiate", "zero"]
+    compilation, _ = lowered("zero=3,zero.whole_below=0,passes=canonicalize,differentiate,zero{stage=3}")
+    assert [record.name for record in compilation.report.passes] == ["canonicalize", "differentiate", "zero"]
     assert compilation.report.communication.calls["all-gather", "dp"] == 6
 
 

@@ -151,7 +151,7 @@ def test_what_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None
             program.compute_nodes()[0].target = lambda *args: None
             return True
 
-    plan = "zero=0,verify=false,passes=canonicalize,differentiate,unwritable,raises"
+    plan = "zero=0,verify=false,passes=canonicalize,differentiate,unwritable,raises,zero"
     error = failed(plan, {**REGISTRY, **KINDS, "unwritable": Unwritable})
     assert "no reproducer could be written: GraphoptError:" in error.__notes__[0]
     assert "neither an operator nor a function" in error.__notes__[0]
@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_replayed_is_one_line(how: str, words: list[str]
 
 
 def test_a_program_with_symbols_fails_again_elsewhere() -> None:
-    plan = Plan.parse("zero=3,dynamic=batch,passes=canonicalize,differentiate,raises").resolve(2)
+    plan = Plan.parse("zero=3,dynamic=batch,passes=canonicalize,differentiate,raises,zero").resolve(2)
     with pytest.raises(PassError) as caught:
         lower(ZOO["odd"].build(), (), ZOO["odd"].batch(), plan, registry={**REGISTRY, **KINDS})
     assert "s" in json.loads((folder_of(caught.value) / "program.json").read_text())["symbols"].popitem()[0]
