@@ -13,6 +13,7 @@ import typer
 
 from graphopt.errors import GraphoptError
 from graphopt.inspect.differential import check as differential_check
+from graphopt.inspect.replay import message_of, replay_command
 from graphopt.inspect.request import Format, Request, write
 from graphopt.inspect.views import check as check_view
 from graphopt.inspect.views import compare as compare_view
@@ -181,6 +182,9 @@ def check(request: Request) -> View:
         return check_view.check(differential_check(model, args, kwargs, request.resolved))
 
 
+app.command(name="replay")(replay_command)
+
+
 def _with_view(arguments: list[str]) -> list[str]:
     """The summary is the view where a target stands in place of one. Raises GraphoptError for an unknown view."""
     names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
@@ -198,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sys.exit(app(_with_view(given), standalone_mode=False))
     except (GraphoptError, _UsageError) as error:
-        message = error.format_message() if isinstance(error, _UsageError) else str(error)
+        message = error.format_message() if isinstance(error, _UsageError) else message_of(error)
         print(f"graphopt-inspect: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 

@@ -11,6 +11,8 @@ from torch import nn
 from graphopt.cost.hardware import Hardware
 from graphopt.cost.simulator import Schedule, simulate
 from graphopt.driver import lower
+from graphopt.emit.split import Halves
+from graphopt.emit.standalone import standalone_source
 from graphopt.errors import GraphoptError
 from graphopt.inspect.provenance import Changes, changes
 from graphopt.inspect.recorder import NodeRecord, Recorder, Stage
@@ -38,6 +40,7 @@ class Inspection:
     program: Program
     hardware: Hardware
     recorder: Recorder
+    halves: Halves
 
     @property
     def ranks(self) -> int:
@@ -58,6 +61,12 @@ class Inspection:
     def explanations(self) -> dict[str, list[str]]:
         """For each node of the last program, why it is there."""
         return explanations(self.program, self.recorder.layouts)
+
+    @functools.cached_property
+    def standalone(self) -> str:
+        """The program as one Python file that needs only torch. Raises GraphoptError for a call that torch lacks."""
+        layouts, title = self.recorder.layouts, f"{self.title} under {self.plan}"
+        return standalone_source(self.halves, self.plan.mesh, layouts, title=title, name=f"{self.title}.py")
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -103,6 +112,15 @@ def inspect_model(
     model.train(not evaluation)
     recorder = Recorder(choose_layouts(model, plan))
     with torch.set_grad_enabled(not evaluation):
-        report = lower(model, args, kwargs, plan, layouts=recorder.layouts, observer=recorder.observe).report
+        compiled = lower(model, args, kwargs, plan, layouts=recorder.layouts, observer=recorder.observe)
     assert recorder.program is not None
-    return Inspection(type(model).__name__, plan, report, recorder.stages, recorder.program, hardware, recorder)
+    return Inspection(
+        title=type(model).__name__,
+        plan=plan,
+        report=compiled.report,
+        stages=recorder.stages,
+        program=recorder.program,
+        hardware=hardware,
+        recorder=recorder,
+        halves=compiled.halves,
+    )

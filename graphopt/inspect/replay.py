@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,8 @@ def replay_command(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Run a pass that failed once more, from the folder that it left; exit code 1 if it still fails."""
+    if "" not in sys.path:  # a pass of the user's may be in this folder
+        sys.path.insert(0, "")
     replayed = replay(folder)
     print(json.dumps(replayed.to_dict(), indent=2) if as_json else str(replayed), end="\n" if as_json else "")
     raise typer.Exit(replayed.exit_code)

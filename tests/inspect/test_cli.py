@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from graphopt.inspect.cli import main
+from graphopt.passes.bucket import Bucket
 
 FACTORY = """
 import torch
@@ -118,6 +119,33 @@ def test_the_command_is_installed_and_ends_as_its_line_says(target: str) -> None
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1
 
 
+def test_a_program_runs_on_its_own(target: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    plan = ["--plan", "dp=2,zero=3,zero.whole_below=0"]
+    assert _run("source", f"{target}:real", *plan, "--standalone", "-o", str(path)).returncode == 0
+    ran = subprocess.run([sys.executable, "-I", str(path)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert ran.returncode == 0 and "gradient 0.weight" in ran.stdout, ran.stderr
+
+
+def test_a_failed_pass_is_run_again_from_its_folder(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHOPT_ARTIFACTS", str(tmp_path))
+    monkeypatch.setattr(Bucket, "run", lambda *_: 1 / 0)
+    failed = _run("memory", f"{target}:model", "--plan", "dp=4,zero=3")
+    assert (
+        failed.returncode == 2
+        and failed.stderr.count("\n") == 1
+        and "bucket failed: ZeroDivisionError" in failed.stderr
+    )
+    (folder,) = tmp_path.glob("reproducer_*")
+    assert failed.stderr.rstrip().endswith(f"graphopt-inspect replay {folder}")
+    again = _run("replay", str(folder))
+    assert again.returncode == 1 and "ZeroDivisionError" in again.stdout
+    monkeypatch.undo()
+    assert _run("replay", str(folder)).returncode == 0, "the pass works now"
+
+
 def test_a_trace_is_written_for_perfetto(target: str, tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     assert _run("schedule", f"{target}:model", "--plan", "dp=4,zero=3", "--trace", str(path)).returncode == 0
@@ -164,7 +192,8 @@ def test_a_difference_and_a_graph_in_between(target: str) -> None:
     first = _run("diff", f"{target}:model", "differentiate", "--plan", "dp=2,zero=3").stdout
     assert any(line.startswith("- linear") and "in its place" in line for line in first.splitlines())
     unfolded = ["--unfold", "*"]
-    captured = _run("graph", f"{target}:model", "--level", "forward", "--plan", "passes=canonicalize,differentiate", *unfolded)
+    plan = ["--plan", "passes=canonicalize,differentiate"]
+    captured = _run("graph", f"{target}:model", "--level", "forward", *plan, *unfolded)
     assert "aten.linear" in captured.stdout
     before = _run("graph", f"{target}:model", "--after", "canonicalize", "--plan", "dp=2,zero=3", *unfolded).stdout
     assert "aten.linear" in before and "all_gather" not in before
@@ -189,6 +218,7 @@ def test_a_difference_and_a_graph_in_between(target: str) -> None:
         (["graph", "{}:model", "--after", "zerro", "--plan", "dp=2,zero=3"], ["'zerro'", "'zero'"]),
         (["diff", "{}:model", "bukket", "--plan", "dp=2,zero=3"], ["'bukket'", "'bucket'"]),
         (["why", "{}:model", "mmm_1", "--plan", "dp=2,zero=3"], ["no node 'mmm_1'", "'mm_1'"]),
+        (["replay", "/no/such/folder"], ["no folder /no/such/folder"]),
         (["memory", "{}:model", "--hardware", "h100"], ["no hardware 'h100'", "'h100-sxm'"]),
         (["memory", "{}:model", "--format", "yaml"], ["'yaml'", "json"]),
         (["memory", "{}:model", "--against", "dp=2"], ["--against"]),
