@@ -35,7 +35,7 @@ from graphopt.ir import (
 )
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
-from graphopt.passes.rewrite import remove_dead
+from graphopt.passes.repeat import repeat_in_backward
 
 aten = torch.ops.aten
 collective = torch.ops._c10d_functional
@@ -204,25 +204,5 @@ def _rederive_in_backward(builder: Builder, weights: list[fx.Node]) -> int:
         inputs = node.all_input_nodes
         if inputs and effect_of(node) is Effect.PURE and all(source in derived for source in inputs):
             derived[node] = None
-    repeated: dict[fx.Node, fx.Node] = {}
-    for node in reversed(derived):
-        users = [u for u in node.users if facts_of(u).phase is Phase.BACKWARD or u in repeated]
-        if node in weights or not users:
-            continue
-        repeated[node] = node
-    return _insert_repeats(builder, [n for n in derived if n in repeated])
-
-
-def _insert_repeats(builder: Builder, nodes: list[fx.Node]) -> int:
-    """Copy forward `nodes` (in order) before their first backward use, which reads the copy instead."""
-    for node in reversed(nodes):
-        users = sorted(u for u in node.users if facts_of(u).phase is Phase.BACKWARD)
-        with builder.before(users[0]):
-            copy = builder.graph.node_copy(node)
-        annotate(copy, like=node, phase=Phase.BACKWARD, origin=node.name, made_by=builder.made_by)
-        explain(copy, builder.made_by, "made of weights alone, so it is made again for backward and not saved")
-        for user in users:
-            user.replace_input_with(node, copy)
-    if nodes:
-        remove_dead(builder.program)
-    return len(nodes)
+    made = derived.keys() - set(weights)
+    return repeat_in_backward(builder, made, "made of weights alone, so it is made again and not saved")

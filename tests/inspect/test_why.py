@@ -80,7 +80,7 @@ def test_resident_and_whole_parameters_say_so() -> None:
 
 def test_a_recomputed_transpose_says_why() -> None:
     found = inspected("gpt2")
-    repeated = [r for r in found.stages[-1].nodes if any("made again for backward" in s for s in r.facts.reasons)]
+    repeated = [r for r in found.stages[-1].nodes if any("made of weights alone" in s for s in r.facts.reasons)]
     assert repeated and all(record.facts.phase is Phase.BACKWARD for record in repeated)
 
 
