@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.utils import stateless
@@ -227,12 +228,11 @@ def declare_symbol(
         )
 
 
-def symbolic_size(fake_mode: FakeTensorMode, expression: sympy.Expr) -> int | torch.SymInt:
-    """A size of `fake_mode` from an expression over symbols it knows."""
+def symbolic_size(fake_mode: FakeTensorMode, expression: sympy.Expr) -> torch.SymInt:
+    """A size of `fake_mode` from an expression over symbols it knows; symbolic even where that is a number."""
     shapes = fake_mode.shape_env
     assert shapes is not None
-    example = int(expression.xreplace(shapes.backed_var_to_val))
-    return shapes.create_symintnode(expression, hint=example)
+    return torch.SymInt(SymNode(expression, shapes, int, int(expression.xreplace(shapes.backed_var_to_val))))
 
 
 def symbolic_function(name: str) -> Any:

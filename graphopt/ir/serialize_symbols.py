@@ -69,8 +69,12 @@ class SymbolReader:
             self._symbols[name] = symbol
 
     def size(self, written: Any) -> int | torch.SymInt:
-        """The size that was written."""
-        return written if isinstance(written, int) else symbolic_size(self._fake_mode, self._expression(written))
+        """The size of a dimension that was written."""
+        return written if isinstance(written, int) else self.symbolic(written)
+
+    def symbolic(self, written: Any) -> torch.SymInt:
+        """The symbolic size that was written; a symbol that was bound to a number stays symbolic."""
+        return symbolic_size(self._fake_mode, self._expression(written))
 
     def _expression(self, written: Any) -> sympy.Expr:
         if isinstance(written, int):

@@ -92,7 +92,7 @@ class ValueReader:
             case "device":
                 return torch.device(content)
             case "size":
-                return self._symbols.size(content)
+                return self._symbols.symbolic(content)
             case "tensor":
                 return self._tensor(content)
         raise ValueError(f"{kind!r} is no kind of value")
