@@ -1,5 +1,8 @@
 """Tensors that `forward` assigns to attributes of its modules."""
 
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,7 +11,21 @@ from torch import nn
 from graphopt.errors import CaptureError
 
 
-class Assignments:
+@contextlib.contextmanager
+def settled(module: nn.Module) -> Iterator[None]:
+    """Afterwards, buffers that were assigned inside are as if they had been changed in place.
+
+    Raises CaptureError for what cannot be spelled so: a tensor in a plain attribute, a buffer of another type.
+    """
+    assignments = _Assignments(module)
+    try:
+        yield
+        assignments.settle()
+    finally:
+        assignments.restore()
+
+
+class _Assignments:
     """What a module's attributes held before a call of it was captured, and what becomes of those that it assigned.
 
     Export records an assigned buffer only of the module it was given itself, and loses the others.
@@ -18,26 +35,34 @@ class Assignments:
         self._owners = list(module.named_modules())
         self._buffers = [dict(owner._buffers) for _, owner in self._owners]
         self._tensors = [_tensors(owner) for _, owner in self._owners]
+        self._names = Counter(id(value) for buffers in self._buffers for value in buffers.values())
 
     def settle(self) -> None:
-        """Spell an assigned buffer as a change in place. Raises CaptureError for what cannot be spelled so."""
-        places = zip(self._owners, self._buffers, self._tensors, strict=True)
-        for (path, owner), buffers, tensors in places:
-            for name, value in _tensors(owner).items():
-                if tensors.get(name) is not value:
+        """Copy what was assigned into the buffers, and put them back."""
+        for (path, owner), buffers, tensors in zip(self._owners, self._buffers, self._tensors, strict=True):
+            kept = {**_tensors(owner), **owner._buffers}
+            for name, value in kept.items():
+                if name not in buffers and tensors.get(name) is not value:
                     raise CaptureError(
-                        f"forward keeps a tensor in {_qualified(path, name)}, which is no buffer; register it with "
-                        "register_buffer, or return the tensor"
+                        f"forward keeps a tensor in {_qualified(path, name)}, which was no buffer before; register it "
+                        "with register_buffer in __init__, or return the tensor"
                     )
-            for name, value in buffers.items():
+            for name, buffer in buffers.items():
                 assigned = owner._buffers.get(name)
-                if assigned is not value and value is not None:
-                    _copy(assigned, value, _qualified(path, name))
-                    owner._buffers[name] = value
+                if buffer is not None and assigned is not buffer:
+                    if self._names[id(buffer)] > 1:
+                        raise CaptureError(
+                            f"forward assigns the buffer {_qualified(path, name)}, which has other names that keep the "
+                            "old one; change it in place"
+                        )
+                    _copy(assigned, buffer, _qualified(path, name))
+                    owner._buffers[name] = buffer
 
     def restore(self) -> None:
-        """Take back what was assigned to plain attributes."""
-        for (_, owner), tensors in zip(self._owners, self._tensors, strict=True):
+        """Take back what was kept elsewhere."""
+        for (_, owner), buffers, tensors in zip(self._owners, self._buffers, self._tensors, strict=True):
+            for name in owner._buffers.keys() - buffers.keys():
+                del owner._buffers[name]
             for name in _tensors(owner).keys() - tensors.keys():
                 delattr(owner, name)
             for name, value in tensors.items():

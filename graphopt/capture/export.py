@@ -19,9 +19,10 @@ from torch.export.graph_signature import OutputKind as ExportOutput
 
 from graphopt._torch import BatchNorm, FakeTensorMode, new_fake_mode, reparametrized, tracing_with
 from graphopt.capture.arguments import CallSpec
-from graphopt.capture.assignments import Assignments
+from graphopt.capture.assignments import settled
 from graphopt.capture.gradients import KeepNoGrad, reader_of_lost_values
 from graphopt.capture.layers import layer_of, repeated_layers
+from graphopt.capture.shared_buffers import SharedBuffers
 from graphopt.capture.structure import Template, take_apart
 from graphopt.errors import CaptureError
 from graphopt.ir import Input, InputKind, Level, NodeFacts, Output, OutputKind, Program
@@ -85,20 +86,22 @@ def capture(
     def call(module: nn.Module, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         args, kwargs = spec.rebuild(values)
         outputs: list[torch.Tensor] = []
-        assignments = Assignments(module)
-        try:
-            with KeepNoGrad() if torch.is_grad_enabled() else contextlib.nullcontext():
-                templates.append(take_apart(module(*args, **kwargs), outputs))
-            assignments.settle()
-        finally:
-            assignments.restore()
+        with shared.lent(), settled(module), KeepNoGrad() if torch.is_grad_enabled() else contextlib.nullcontext():
+            templates.append(take_apart(module(*args, **kwargs), outputs))
         return tuple(outputs)
 
     flat = _Flat(model, call)
+    shared = SharedBuffers(model, flat)
     examples = tuple(_as_computed(tensor, compute_dtype) for tensor in tensors)
     state = _fake_state(model, fake_mode, compute_dtype)
     try:
-        with warnings.catch_warnings(), _one_error(), tracing_with(fake_mode), reparametrized(model, state):
+        with (
+            warnings.catch_warnings(),
+            _one_error(),
+            tracing_with(fake_mode),
+            reparametrized(model, state),
+            shared.lifted(),
+        ):
             warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own use of its tree specs
             exported = torch.export.export(
                 flat, examples, strict=False, dynamic_shapes=_dynamic_shapes(names, tensors, dynamic)
@@ -115,7 +118,7 @@ def capture(
             f"{type(model).__name__}.forward{where} reads a tensor through .data, where capture loses sight of it; "
             "write .detach() instead"
         )
-    program = _with_roles(exported, names, model)
+    program = _with_roles(exported, names, model, shared.names)
     _state_facts(program.graph, model)
     return Capture(program, fake_mode, templates[-1], names)
 
@@ -191,17 +194,23 @@ def _dynamic_shapes(
     return (tuple(dict.fromkeys(dynamic(name, t.dim()), automatic) for name, t in zip(names, tensors, strict=True)),)
 
 
-def _with_roles(exported: torch.export.ExportedProgram, names: list[str], model: nn.Module) -> Program:
-    """Turn export's signature into roles; tied names become one input, constants get a place of their own."""
+def _with_roles(
+    exported: torch.export.ExportedProgram, names: list[str], model: nn.Module, lifted: Mapping[str, str]
+) -> Program:
+    """Turn export's signature into roles; tied names become one input, constants get a place of their own.
+
+    lifted: names of buffers that were registered under others for export, by those.
+    """
     signature: ExportGraphSignature = exported.graph_signature
     aliases = _aliases(model)
+    known = {**aliases, **lifted}
     trainable = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     placeholders = exported.graph_module.graph.find_nodes(op="placeholder")
     batch = iter(names)
     inputs: list[Input] = []
     for input_spec, node in zip(signature.input_specs, placeholders, strict=True):
-        inputs.append(_input_role(input_spec, node, batch, aliases, trainable))
-    outputs = [_output_role(s, i) for i, s in enumerate(signature.output_specs)]
+        inputs.append(_input_role(input_spec, node, batch, known, trainable))
+    outputs = [_output_role(s, i, known) for i, s in enumerate(signature.output_specs)]
     module = fx.GraphModule(exported.graph_module, exported.graph_module.graph)
     program = Program(module, inputs, outputs, Level.FORWARD, aliases)
     _merge_duplicates(program)
@@ -239,10 +248,11 @@ def _input_role(spec: InputSpec, node: fx.Node, batch: Any, aliases: Mapping[str
     raise CaptureError(f"the model uses an input of kind {spec.kind.name} ({spec.target}), which cannot be captured")
 
 
-def _output_role(spec: OutputSpec, position: int) -> Output:
+def _output_role(spec: OutputSpec, position: int, aliases: Mapping[str, str]) -> Output:
     if spec.kind is ExportOutput.BUFFER_MUTATION:
         assert spec.target is not None
-        return Output(OutputKind.BUFFER, spec.target.removeprefix(_PREFIX))
+        name = spec.target.removeprefix(_PREFIX)
+        return Output(OutputKind.BUFFER, aliases.get(name, name))
     if spec.kind is ExportOutput.USER_OUTPUT:
         return Output(OutputKind.USER, str(position))
     raise CaptureError(f"the model changes {spec.target} in place ({spec.kind.name}), which cannot be captured")

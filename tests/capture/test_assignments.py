@@ -43,7 +43,7 @@ def test_an_assigned_buffer_has_the_value_of_eager(
 ) -> None:
     def build() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 3), _Assigns(assign)) if depth else _Assigns(assign)
+        return nn.Sequential(*[nn.Linear(3, 3)] * depth, _Assigns(assign))
 
     model, twin = graphopt.compile(build()), build()
     for rows in (4, 4, 2):
@@ -57,13 +57,18 @@ def _plain(module: nn.Module, x: torch.Tensor) -> None:
 
 
 def _wider(module: nn.Module, x: torch.Tensor) -> None:
-    module.mean = torch.cat([module.mean, x[0].detach()])[:3].double()
+    module.mean = (module.mean + x[0].detach()).double()
+
+
+def _registers(module: nn.Module, x: torch.Tensor) -> None:
+    module.register_buffer("seen", x.detach())
 
 
 @pytest.mark.parametrize(
     ("assign", "message"),
     [
-        (_plain, "keeps a tensor in 1.seen, which is no buffer; register it"),
+        (_registers, "keeps a tensor in 1.seen, which was no buffer before; register it"),
+        (_plain, "keeps a tensor in 1.seen, which was no buffer before; register it"),
         (_wider, r"makes torch.float64 \[3\] of the buffer 1.mean, which is torch.float32 \[3\]"),
     ],
 )
@@ -72,4 +77,11 @@ def test_what_a_program_cannot_keep_is_refused(assign: Callable[[nn.Module, torc
     held = model[1].mean
     with pytest.raises(CaptureError, match=message):
         graphopt.compile(model, example_inputs=(torch.randn(4, 3),))
-    assert model[1].mean is held and "seen" not in vars(model[1])
+    assert model[1].mean is held and not hasattr(model[1], "seen")
+
+
+def test_an_assigned_buffer_of_two_names_is_refused() -> None:
+    model = nn.Sequential(_Assigns(_blend))
+    model[0].register_buffer("twin", model[0].mean)
+    with pytest.raises(CaptureError, match=r"assigns the buffer 0\.mean, which has other names that keep the old one"):
+        graphopt.compile(model, example_inputs=(torch.randn(4, 3),))
