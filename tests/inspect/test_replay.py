@@ -60,7 +60,7 @@ def test_another_failure_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_pass_further_on_may_be_the_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = folder_of(failed(PLAN.format("raises").replace("bucket", "bucket,breaks,bucket")))
+    folder = folder_of(failed(PLAN.format("raises").replace("bucket", "bucket,breaks,schedule")))
     monkeypatch.setattr(Raises, "run", lambda self, program, context: False)
     assert replay(folder).failed == "breaks"
 
