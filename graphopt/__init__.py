@@ -15,7 +15,7 @@ from graphopt.errors import (
     RankMismatchError,
     VerificationError,
 )
-from graphopt.plan import Plan, Precision, Zero
+from graphopt.plan import Plan, Precision, Remat, Zero
 from graphopt.report import Report
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Precision",
     "RankLostError",
     "RankMismatchError",
+    "Remat",
     "Report",
     "VerificationError",
     "Zero",

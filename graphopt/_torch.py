@@ -1,7 +1,7 @@
 """The only file that touches private torch names: one small function for each, each with a test."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -245,3 +245,11 @@ def kernels_in_python() -> Iterator[None]:
     """Have operators run by their kernels in Python where they have one, as capture does: those keep sizes symbolic."""
     with enable_python_dispatcher():
         yield
+
+
+def argument(op: OpOverload, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a call gives for the operator's argument of that name, or its default; None if it has none such."""
+    for position, described in enumerate(op._schema.arguments):
+        if described.name == name:
+            return args[position] if position < len(args) else kwargs.get(name, described.default_value)
+    return None

@@ -27,7 +27,7 @@ from graphopt.ir.collectives import collective_calls
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.pipeline import Observer, PassRecord, Pipeline
-from graphopt.plan import Plan
+from graphopt.plan import Plan, Remat
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree
 from graphopt.runtime.collectives import Collectives
@@ -110,6 +110,8 @@ def pipeline_text(plan: Plan) -> str:
     steps.append("differentiate")
     if plan.precision is not None:
         steps.append("precision")
+    if plan.remat is not None:
+        steps.append(_remat_text(plan.remat))
     if ranks > 1:
         steps.append(_zero_text(plan))
         steps.append(f"bucket{{bytes={plan.zero.bucket_bytes or 0}}}")
@@ -131,6 +133,11 @@ def planned_pipeline(plan: Plan, registry: Mapping[str, type[Pass]] = REGISTRY) 
     if plan.mesh[plan.data_parallel_axis] > 1 and "zero" not in names:
         raise PassError(f"the pipeline {str(pipeline)!r} leaves each rank its own gradients; add zero to it")
     return pipeline
+
+
+def _remat_text(remat: Remat) -> str:
+    keep = f",keep={'|'.join(remat.keep)}" if remat.keep else ""
+    return f"rematerialize{{policy={remat.policy}{keep}}}"
 
 
 def _zero_text(plan: Plan) -> str:
@@ -224,6 +231,7 @@ def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], pl
         spec,
         tensor_names(model.forward, args, kwargs),
         compute_dtype=plan.precision.compute_dtype if plan.precision is not None else None,
+        contiguous=plan.mesh[plan.data_parallel_axis] > 1,
         dynamic=plan.dynamic_dims_for if plan.dynamic else None,
     )
 

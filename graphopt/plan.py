@@ -111,6 +111,30 @@ class Precision:
 
 
 @dataclass(frozen=True)
+class Remat:
+    """What backward computes again in place of saving it (Chen et al. 2016).
+
+    policy: ``"full"`` saves the inputs of each repeated layer alone; ``"selective"`` also what matrix products,
+        convolutions and attention give.
+    keep: patterns of module paths (as in fnmatch) whose values are saved in any case.
+    """
+
+    policy: str = "full"
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_choice("remat.policy", self.policy, ("full", "selective"))
+        patterns = _checked_patterns("remat.keep", self.keep)
+        if isinstance(patterns, bool):
+            raise PlanError(f"remat.keep={patterns} is no list of module patterns; write for instance 'layers.0.*'")
+        object.__setattr__(self, "keep", patterns)
+
+    if TYPE_CHECKING:
+
+        def __init__(self, policy: str = "full", keep: str | Sequence[str] = ()) -> None: ...
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a model runs on many devices.
 
@@ -118,6 +142,7 @@ class Plan:
         order written, the first varying slowest. Known axes: ``dp`` (data parallel).
     zero: a stage, or `Zero`.
     precision: None for that of the model, ``"bf16"``, or `Precision`.
+    remat: None to save what backward reads, ``"full"``, ``"selective"``, or `Remat`.
     dynamic: which sizes of batch tensors stay symbolic: None, ``"batch"`` (dimension 0), ``"sequence"`` (1),
         ``"batch,sequence"``, or a mapping from argument names to dimensions.
     passes: a textual pipeline in place of the one that the plan implies.
@@ -132,6 +157,7 @@ class Plan:
     mesh: Mapping[str, int] = field(default_factory=Frozen)
     zero: Zero = field(default_factory=lambda: Zero(0))
     precision: Precision | None = None
+    remat: Remat | None = None
     dynamic: str | Mapping[str, tuple[int, ...]] | None = None
     passes: str | None = None
     executor: str = "python"
@@ -144,6 +170,8 @@ class Plan:
         object.__setattr__(self, "zero", _section("zero", Zero, self.zero))
         if self.precision is not None:
             object.__setattr__(self, "precision", _section("precision", Precision, self.precision))
+        if self.remat is not None:
+            object.__setattr__(self, "remat", _section("remat", Remat, self.remat))
         object.__setattr__(self, "dynamic", _checked_dynamic(self.dynamic))
         if self.passes is not None and not isinstance(self.passes, str):
             raise PlanError(f"passes={self.passes!r} is not text; write it as 'canonicalize,differentiate'")
@@ -160,6 +188,7 @@ class Plan:
             mesh: Mapping[str, int | None] = ...,
             zero: int | Zero | Mapping[str, Any] = 0,
             precision: str | Precision | Mapping[str, Any] | None = None,
+            remat: str | Remat | Mapping[str, Any] | None = None,
             dynamic: str | Mapping[str, Sequence[int]] | None = None,
             passes: str | None = None,
             executor: str = "python",

@@ -8,12 +8,12 @@ from graphopt.passes.bucket import Bucket
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.differentiate import Differentiate
 from graphopt.passes.precision import Precision
+from graphopt.passes.rematerialize import Rematerialize
 from graphopt.passes.schedule import Schedule
 from graphopt.passes.synchronize_batch_norm import SynchronizeBatchNorm
 from graphopt.passes.zero import Zero
 
-REGISTRY: Mapping[str, type[Pass]] = MappingProxyType(
-    {p.name: p for p in (Canonicalize, SynchronizeBatchNorm, Differentiate, Precision, Zero, Bucket, Schedule)}
-)
+_PASSES = (Canonicalize, SynchronizeBatchNorm, Differentiate, Precision, Rematerialize, Zero, Bucket, Schedule)
+REGISTRY: Mapping[str, type[Pass]] = MappingProxyType({each.name: each for each in _PASSES})
 
 __all__ = ["REGISTRY", "NoOptions", "Pass", "PassContext", "Tier"]

@@ -164,3 +164,11 @@ def test_functions_of_expressions_are_found_by_name() -> None:
     assert _torch.symbolic_function("Mul") is sympy.Mul
     with pytest.raises(AttributeError):
         _torch.symbolic_function("no_such_function")
+
+
+def test_an_argument_is_found_by_name_place_or_default() -> None:
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    assert _torch.argument(attention, "dropout_p", (1, 2, 3, None, 0.5), {}) == 0.5
+    assert _torch.argument(attention, "dropout_p", (1, 2, 3), {"dropout_p": 0.25}) == 0.25
+    assert _torch.argument(attention, "dropout_p", (1, 2, 3), {}) == 0.0
+    assert _torch.argument(torch.ops.aten.add.Tensor, "dropout_p", (), {}) is None

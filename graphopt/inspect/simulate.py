@@ -10,6 +10,7 @@ from torch import fx
 from graphopt._torch import TorchDispatchMode
 from graphopt.ir import Effect, Program, effect_of
 from graphopt.ir.collectives import WAIT, collective_of, sources_of
+from graphopt.ir.effects import draws
 from graphopt.ir.ops import all_reduce
 
 Values = list[Any]  # one for each rank
@@ -24,7 +25,7 @@ class SeededDraws(TorchDispatchMode):
         self._draws = itertools.count()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in function.tags:
+        if draws(function, args, kwargs or {}):
             self.seed()
         return function(*args, **(kwargs or {}))
 
@@ -48,13 +49,13 @@ class Simulation:
     def run(self, inputs: list[Values]) -> Iterator[tuple[fx.Node, Values]]:
         """Every call in order, with its value on each rank; inputs: for each placeholder, its value on each rank."""
         values: dict[fx.Node, Values] = dict(zip(self._program.placeholders, inputs, strict=True))
-        draws = [SeededDraws(rank) for rank in range(self.ranks)]
+        draw = [SeededDraws(rank) for rank in range(self.ranks)]
         for node in self._program.graph.nodes:
             if node.op == "call_function":
-                values[node] = self._call(node, values, draws)
+                values[node] = self._call(node, values, draw)
                 yield node, values[node]
 
-    def _call(self, node: fx.Node, values: Mapping[fx.Node, Values], draws: list[SeededDraws]) -> Values:
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Values], draw: list[SeededDraws]) -> Values:
         if collective_of(node) is not None:
             return self._exchanged(node, [values[source] for source in sources_of(node)])
         if node.target is all_reduce:
@@ -64,7 +65,7 @@ class Simulation:
         results = []
         for rank in range(self.ranks):
             if effect_of(node) is Effect.RANDOM:
-                draws[rank].seed()
+                draw[rank].seed()
             own = {source: values[source][rank] for source in node.all_input_nodes}
             args, kwargs = fx.map_arg((node.args, node.kwargs), own.__getitem__)
             results.append(node.target(*args, **kwargs))  # type: ignore[operator]

@@ -2,11 +2,13 @@
 
 import enum
 import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx
 
-from graphopt._torch import OpOverload, aliases_argument, is_mutating, returns_nothing
+from graphopt._torch import OpOverload, aliases_argument, argument, is_mutating, returns_nothing
 from graphopt.ir.ops import all_reduce
 
 
@@ -36,13 +38,18 @@ def effect_of(node: fx.Node) -> Effect:
         )
     if target.namespace in _COLLECTIVE_NAMESPACES or target is all_reduce:
         return Effect.COLLECTIVE
-    if torch.Tag.nondeterministic_seeded in target.tags:
+    if draws(target, node.args, node.kwargs):
         return Effect.RANDOM
     if is_mutating(target):
         return Effect.MUTATING
     if returns_nothing(target):
         return Effect.HOST
     return Effect.PURE
+
+
+def draws(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call takes random numbers. Attention without dropout takes none, though its operator might."""
+    return torch.Tag.nondeterministic_seeded in target.tags and argument(target, "dropout_p", args, kwargs) != 0
 
 
 def is_view(node: fx.Node) -> bool:

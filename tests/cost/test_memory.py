@@ -121,6 +121,10 @@ PLANS = [
     ("llama", "zero=3,zero.prefetch=2,zero.bucket_bytes=65536"),
     ("llama", "zero=3,precision=bf16"),
     ("gpt2", "zero=3"),
+    ("llama", "zero=1,remat=full"),
+    ("llama", "zero=3,remat=selective,zero.bucket_bytes=65536"),
+    ("t5", "zero=3,remat=full,zero.bucket_bytes=65536"),
+    ("mixtral", "zero=2,remat=full"),
 ]
 
 

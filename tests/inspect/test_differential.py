@@ -38,14 +38,27 @@ class _Block(nn.Module):
         super().__init__()
         self.first = nn.Linear(8, 8)
         self.norm = nn.BatchNorm1d(8)
-        self.second = nn.Linear(8, 4)
+        self.second = nn.Linear(8, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.tanh(self.first(self.first(x)))
-        return self.second(self.norm(y) * x).square().mean()
+        return self.second(self.norm(y) * x)
 
 
-PLAN = "zero=3,zero.whole_below=0,precision=fp32,batch_norm=global"
+class _Blocks(nn.Module):
+    """Two layers that are alike, and a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Block() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer(x) / 4
+        return x.square().mean()
+
+
+PLAN = "zero=3,zero.whole_below=0,precision=fp32,batch_norm=global,remat=full"
 
 
 def _planted(kind: type[Pass]) -> type[Pass]:
@@ -68,10 +81,10 @@ def _planted(kind: type[Pass]) -> type[Pass]:
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_a_fault_is_traced_to_the_pass_that_made_it(name: str) -> None:
     registry: dict[str, Any] = {**REGISTRY, name: _planted(REGISTRY[name])}
-    call = {"x": torch.randn(6, 8)}
+    call = {"x": torch.randn(24, 8)}
     plan = Plan.parse(PLAN).resolve(2)
-    assert check(_Block(), (), call, plan).guilty is None
-    verdict = check(_Block(), (), call, plan, registry)
+    assert check(_Blocks(), (), call, plan).guilty is None
+    verdict = check(_Blocks(), (), call, plan, registry)
     assert verdict.guilty is not None and verdict.guilty.name == name
     assert verdict.node is not None or name in ("canonicalize",)
 
@@ -79,7 +92,7 @@ def test_a_fault_is_traced_to_the_pass_that_made_it(name: str) -> None:
 @pytest.mark.parametrize("statistics", ["local", "global"])
 def test_batch_norms_compute_in_the_dtype_they_are_stored_in(statistics: str) -> None:
     plan = Plan.parse(f"zero=3,zero.whole_below=0,precision=bf16,batch_norm={statistics}").resolve(2)
-    assert check(_Block(), (), {"x": torch.randn(6, 8)}, plan).guilty is None
+    assert check(_Blocks(), (), {"x": torch.randn(6, 8)}, plan).guilty is None
 
 
 def test_a_model_without_values_cannot_be_compared() -> None:
