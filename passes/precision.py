@@ -44,7 +44,8 @@ class Precision(Pass):
 def _cast_parameter(builder: Builder, node: fx.Node, stored: torch.dtype) -> None:
     computed = node.meta["val"].dtype
     users = list(node.users)
-    node.meta["val"] = builder.fake(node.meta["val"].shape, stored, node)
+    with builder.context.fake_mode:
+        node.meta["val"] = torch.empty_like(node.meta["val"], dtype=stored)
     if not users:
         return
     first = min(users)

@@ -71,12 +71,14 @@ def capture(
     names: list[str],
     *,
     compute_dtype: torch.dtype | None = None,
+    contiguous: bool = False,
     dynamic: Callable[[str, int], tuple[int, ...]] | None = None,
 ) -> Capture:
     """Capture one call of `model` as a functional forward graph.
 
     tensors, spec: the call, from `flatten_call`; names: of its tensors. Only shapes, dtypes and devices are read.
     compute_dtype: dtype that floating parameters and inputs are captured in; None for their own.
+    contiguous: whether parameters will lie so, as distributed ones do, whatever strides they have now.
     dynamic: (name, number of dimensions) -> the dimensions of that tensor whose size stays symbolic.
     Raises CaptureError with the model's source line where `forward` cannot be captured.
     """
@@ -93,7 +95,7 @@ def capture(
     flat = _Flat(model, call)
     shared = SharedBuffers(model, flat)
     examples = tuple(_as_computed(tensor, compute_dtype) for tensor in tensors)
-    state = _fake_state(model, fake_mode, compute_dtype)
+    state = _fake_state(model, fake_mode, compute_dtype, contiguous)
     try:
         with (
             warnings.catch_warnings(),
@@ -143,7 +145,8 @@ def _as_computed(tensor: torch.Tensor, compute_dtype: torch.dtype | None) -> tor
     dtype = compute_dtype if compute_dtype is not None and tensor.is_floating_point() else tensor.dtype
     if dtype == tensor.dtype and tensor.device.type != "meta":
         return tensor
-    return torch.empty(tensor.shape, dtype=dtype, device=_device(tensor)).requires_grad_(tensor.requires_grad)
+    example = torch.empty_like(tensor, dtype=dtype, device=_device(tensor), requires_grad=False)
+    return example.requires_grad_(tensor.requires_grad)
 
 
 def kept_as_stored(model: nn.Module) -> set[int]:
@@ -156,7 +159,7 @@ def kept_as_stored(model: nn.Module) -> set[int]:
 
 
 def _fake_state(
-    model: nn.Module, fake_mode: FakeTensorMode, compute_dtype: torch.dtype | None
+    model: nn.Module, fake_mode: FakeTensorMode, compute_dtype: torch.dtype | None, contiguous: bool
 ) -> dict[str, torch.Tensor]:
     """A fake stand-in for each parameter and buffer by every name it has; tied ones share theirs."""
     stand_ins: dict[int, torch.Tensor] = {}
@@ -166,18 +169,20 @@ def _fake_state(
         if id(parameter) not in stand_ins:
             is_cast = parameter.is_floating_point() and id(parameter) not in stored
             dtype = compute_dtype if compute_dtype is not None and is_cast else parameter.dtype
-            with fake_mode:
-                value = torch.empty(parameter.shape, dtype=dtype, device=_device(parameter))
+            value = _fake_like(parameter, fake_mode)
+            value = (value.contiguous() if contiguous else value).to(dtype)
             stand_ins[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
         state[name] = stand_ins[id(parameter)]
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if id(buffer) not in stand_ins:
-            with fake_mode:
-                stand_ins[id(buffer)] = torch.empty_strided(
-                    buffer.shape, buffer.stride(), dtype=buffer.dtype, device=_device(buffer)
-                )
+            stand_ins[id(buffer)] = _fake_like(buffer, fake_mode)
         state[name] = stand_ins[id(buffer)]
     return state
+
+
+def _fake_like(tensor: torch.Tensor, fake_mode: FakeTensorMode) -> torch.Tensor:
+    with fake_mode:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_device(tensor))
 
 
 def _device(tensor: torch.Tensor) -> torch.device:

@@ -21,7 +21,7 @@ class CallKey:
     """What must be equal for a program to serve a call, apart from sizes."""
 
     spec: CallSpec
-    tensors: tuple[tuple[torch.dtype, torch.device, int, bool], ...]
+    tensors: tuple[tuple[torch.dtype, torch.device, int, bool, tuple[int, ...] | None], ...]
     modes: tuple[bool, ...]
     trainable: tuple[bool, ...]
     gradients: bool
@@ -41,7 +41,7 @@ class ModelState:
         autocast = torch.is_autocast_enabled(device)
         return CallKey(
             spec,
-            tuple((t.dtype, t.device, t.dim(), t.requires_grad) for t in tensors),
+            tuple((t.dtype, t.device, t.dim(), t.requires_grad, _unusual_strides(t)) for t in tensors),
             tuple(module.training for module in self._modules),
             tuple(parameter.requires_grad for parameter in self._model.parameters()),
             torch.is_grad_enabled(),
@@ -59,6 +59,11 @@ class ModelState:
                 if hasattr(value, "__dict__"):
                     seen.add(id(value))
                     yield from _scalars(f"{path}.{name}" if path else name, vars(value))
+
+
+def _unusual_strides(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """A program may read a contiguous tensor in ways that another layout does not allow."""
+    return None if tensor.is_contiguous() else tensor.stride()
 
 
 def _scalars(path: str, values: dict[str, Any]) -> Iterator[_Place]:

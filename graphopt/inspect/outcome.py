@@ -161,7 +161,9 @@ def program_outcome(program: Program, workload: Workload, *, gradients: bool = T
 
 def inputs_of(program: Program, workload: Workload, *, leaves: bool = False) -> list[Values]:
     """For each placeholder its value on each rank; leaves: parameters are leaves of autograd, one a rank."""
-    parameters = dict(workload.model.named_parameters())
+    parameters: dict[str, torch.Tensor] = dict(workload.model.named_parameters())
+    if workload.ranks > 1:  # distributed parameters are contiguous
+        parameters = {name: parameter.contiguous() for name, parameter in parameters.items()}
     buffers = dict(workload.model.named_buffers())
     batches = [dict(zip(workload.names, workload.batch(rank), strict=True)) for rank in range(workload.ranks)]
     given: list[Values] = []
