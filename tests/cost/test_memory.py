@@ -123,7 +123,7 @@ PLANS = [
     ("gpt2", "zero=3"),
     ("llama", "zero=1,remat=full"),
     ("llama", "zero=3,remat=selective,zero.bucket_bytes=65536"),
-    ("t5", "zero=3,remat=full,zero.bucket_bytes=65536"),
+    ("vit", "zero=3,remat=full,zero.bucket_bytes=65536"),
     ("mixtral", "zero=2,remat=full"),
 ]
 
