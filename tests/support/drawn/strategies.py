@@ -1,0 +1,116 @@
+"""Which examples hypothesis draws."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from hypothesis import strategies as st
+
+from graphopt import Plan, Precision, Zero
+from graphopt.errors import PassError
+from graphopt.ir import Level
+from graphopt.passes import REGISTRY
+from graphopt.passes.base import Pass
+from graphopt.passes.pipeline import Pipeline
+from tests.support.drawn.example import Example, Layer
+from tests.support.drawn.snippets import ENDINGS, LAYERS
+
+SIZES = (1, 2, 3, 5, 7, 8)
+_OPTIONS: Mapping[str, st.SearchStrategy[object]] = {
+    "stage": st.sampled_from([0, 1, 2, 3]),
+    "keep": st.sampled_from(["", "*", "blocks.0.*", "head*|*.p0"]),
+    "bytes": st.sampled_from([0, 1, 64, 1 << 20]),
+    "prefetch": st.integers(0, 3),
+    "policy": st.sampled_from(["full", "selective"]),
+}
+
+_often = st.sampled_from([True, False, False, False])
+
+
+def _layers(random: bool) -> st.SearchStrategy[Layer]:
+    kinds = [kind for kind, snippet in LAYERS.items() if random or not snippet.random]
+    return st.builds(
+        Layer,
+        kind=st.sampled_from(kinds),
+        size=st.sampled_from(SIZES),
+        repeat=st.sampled_from([1, 1, 1, 2, 3]),
+        frozen=_often,
+        tied=st.booleans(),
+        again=_often,
+    )
+
+
+zeros = st.builds(
+    Zero,
+    stage=st.integers(0, 3),
+    bucket_bytes=st.sampled_from([None, 1, 256, 4096]),
+    prefetch=st.integers(0, 3),
+    whole_below=st.sampled_from([0, 32, 4096]),
+    keep_gathered=st.sampled_from([False, True, ("blocks.0.*",), ("*.p*", "head.*")]),
+)
+precisions = st.one_of(st.none(), st.none(), st.builds(Precision, reduce=st.sampled_from(["fp32", "bf16"])))
+
+
+def pipelines(needed: Sequence[str], others: Sequence[str]) -> st.SearchStrategy[str]:
+    """Text of pipelines that the contracts of their passes allow: of all that are needed, and of some others."""
+    wanted = st.tuples(*(_steps(REGISTRY[name]) for name in needed)).map(list)
+    others = st.lists(st.sampled_from(others).flatmap(lambda name: _steps(REGISTRY[name])), max_size=5)
+    steps = st.builds(list.__add__, wanted, others).flatmap(st.permutations)
+    return steps.map(_ordered).filter(lambda kept: {*needed} <= {step.name for step in kept}).map(_text)
+
+
+def _steps(kind: type[Pass]) -> st.SearchStrategy[Pass]:
+    options = {spec.name: _OPTIONS[spec.name] for spec in dataclasses.fields(kind.Options) if spec.name in _OPTIONS}
+    return st.builds(kind, st.builds(kind.Options, **options))
+
+
+def _ordered(steps: list[Pass]) -> list[Pass]:
+    """Again and again the first of the passes that may run now; those that never may are left out."""
+    kept: list[Pass] = []
+    while step := next((step for step in steps if _may_follow(kept, step)), None):
+        kept.append(step)
+        steps = [other for other in steps if other is not step]
+    return kept
+
+
+def _may_follow(kept: list[Pass], step: Pass) -> bool:
+    try:
+        Pipeline([*kept, step]).check(Level.FORWARD)
+    except PassError:
+        return False
+    return True
+
+
+def _text(steps: list[Pass]) -> str:
+    return str(Pipeline(steps))
+
+
+@st.composite
+def examples(draw: st.DrawFn, ranks: Sequence[int] = (1, 2, 3, 4), random: bool = True) -> Example:
+    """A module, its call and its plan. random: whether dropout and other random numbers are among the layers."""
+    example = Example(
+        width=draw(st.sampled_from(SIZES)),
+        layers=tuple(draw(st.lists(_layers(random), min_size=1, max_size=5))),
+        depth=draw(st.sampled_from([1, 1, 2, 3])),
+        shared=draw(st.sampled_from(["nothing", "weights", "everything"])),
+        ending=draw(st.sampled_from(sorted(ENDINGS))),
+        rows=draw(st.sampled_from([1, 2, 3, 4, 0])),
+        leaf=draw(st.booleans()),
+        ranks=draw(st.sampled_from(ranks)),
+        plan=Plan(),
+        more_rows=draw(st.sampled_from([0, 0, 0, 2])),
+    )
+    precision = draw(precisions)
+    needed = (
+        ["canonicalize", "differentiate"] + ["precision"] * (precision is not None) + ["zero"] * (example.ranks > 1)
+    )
+    others = [name for name in REGISTRY if name != "rematerialize" or example.has_repeated_layers]
+    plan = Plan(
+        mesh={"dp": example.ranks},
+        zero=draw(zeros),
+        precision=precision,
+        dynamic=draw(st.sampled_from([None, None, "batch"])),
+        passes=draw(st.one_of(st.none(), pipelines(needed, others))),
+        batch_norm=draw(st.sampled_from(["local", "global"])) if example.is_mean_of_rows else "local",
+        transport=draw(st.sampled_from(["auto", "group"])),
+    )
+    return dataclasses.replace(example, plan=plan)
