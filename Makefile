@@ -3,7 +3,7 @@ PYTHON ?= python3
 RANKS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test long bench page clean
+.PHONY: demo test long nightly bench page clean
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m graphopt.examples.train_language_model
@@ -15,6 +15,9 @@ test: .venv/ready
 
 long: .venv/ready
 	$(BIN)/python -m pytest -m long
+
+nightly: .venv/ready
+	$(BIN)/python -m tests.equivalence.campaign --examples 2000 --jobs $(RANKS)
 
 bench: .venv/ready
 	$(BIN)/python -m bench train

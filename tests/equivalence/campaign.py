@@ -61,8 +61,8 @@ def campaign(examples: int, jobs: int, first_seed: int, store: Path) -> bool:
             chunks.append(done.result())
             bar.update(CHUNK)
             bar.set_postfix(failures=sum(chunk.failure is not None for chunk in chunks))
-    chunks.sort(key=lambda chunk: chunk.seed)
-    store.write_text(json.dumps(_summary(chunks, time.monotonic() - started), indent=1) + "\n")
+            chunks.sort(key=lambda chunk: chunk.seed)
+            store.write_text(json.dumps(_summary(chunks, time.monotonic() - started), indent=1) + "\n")
     return not any(chunk.failure for chunk in chunks)
 
 
