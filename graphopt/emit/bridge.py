@@ -1,7 +1,7 @@
 """Emitted halves <-> autograd: `loss.backward()` runs the backward half, gradients arrive as the parameters are."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,7 @@ class Invocation:
     respecialize: Callable[[tuple[bool, ...]], Executable]
     run_backward: Callable[[Executable, list[Any]], Gradients]
     generator: GeneratorState | None = None
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict)
     watched_at: list[int] = field(default_factory=list)
     saved: list[Any] | None = None
 
@@ -99,10 +100,11 @@ class Invocation:
         executable = self.executable
         if executable.is_random:
             self.generator = GeneratorState(executable.device)
+        self.buffers = self._updated_buffers()
         kept = executable.inputs(self.batch, executable.kept_roles)
         for index, role in enumerate(executable.kept_roles):
             if role.name in executable.updated:
-                kept[index] = kept[index].clone()
+                kept[index] = self.buffers[role.name]
         users, saved = executable.run_forward(self.batch)
         values = [*kept, *saved]
         returned = {id(user) for user in users}
@@ -136,15 +138,24 @@ class Invocation:
         return self.run_backward(self.executable, values)
 
     def _replay(self, given: tuple[bool, ...], tangents: Sequence[torch.Tensor | None]) -> Gradients:
-        """Run forward once more, with the same random numbers, specialized to the gradients that did arrive."""
+        """Run forward once more, from the same buffers and random numbers, for exactly the gradients that did arrive."""
         executable = self.respecialize(given)
         again = Invocation(executable, self.batch, self.respecialize, self.run_backward)
-        buffers = {name: executable.runtime.slots[name].get().clone() for name in executable.updated}
+        now = self._updated_buffers()
+        self._write_buffers(self.buffers)
         with self.generator.replayed() if self.generator is not None else contextlib.nullcontext():
             _, watched = again.forward()
-        for name, value in buffers.items():
-            executable.runtime.slots[name].get().copy_(value)
+        self._write_buffers(now)
         return again.backward(watched, tangents)
+
+    def _updated_buffers(self) -> dict[str, torch.Tensor]:
+        """Copies of the buffers that forward updates."""
+        slots = self.executable.runtime.slots
+        return {name: slots[name].get().clone() for name in self.executable.updated}
+
+    def _write_buffers(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.executable.runtime.slots[name].get().copy_(value)
 
 
 class _Bridge(torch.autograd.Function):
