@@ -138,7 +138,7 @@ class Invocation:
         return self.run_backward(self.executable, values)
 
     def _replay(self, given: tuple[bool, ...], tangents: Sequence[torch.Tensor | None]) -> Gradients:
-        """Run forward once more, from the same buffers and random numbers, for exactly the gradients that did arrive."""
+        """Run forward once more, from the same buffers and random numbers, for the gradients that did arrive."""
         executable = self.respecialize(given)
         again = Invocation(executable, self.batch, self.respecialize, self.run_backward)
         now = self._updated_buffers()
