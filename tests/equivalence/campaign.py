@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
 from tqdm import tqdm
 
 from tests.support.drawn.example import Example
@@ -72,6 +73,7 @@ def run_seed(number: int) -> Chunk:
     kind = _KINDS[number % len(_KINDS)]
     chunk = Chunk(number, kind)
     counts: Counter[str] = Counter()
+    failed = False
 
     @seed(number)
     @settings(
@@ -79,13 +81,22 @@ def run_seed(number: int) -> Chunk:
         deadline=None,
         database=None,
         phases=[Phase.generate, Phase.shrink],
+        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
     @given(example=_drawn(kind))
     def each(example: Example) -> None:
-        _judge(kind)(example)
-        chunk.examples += 1
-        counts.update(_features(example))
+        nonlocal failed
+        try:
+            _judge(kind)(example)
+        except UnsatisfiedAssumption:
+            raise
+        except Exception:
+            failed = True
+            raise
+        if not failed:  # what runs after is the failure on its way to being small
+            chunk.examples += 1
+            counts.update(_features(example))
 
     try:
         each()
