@@ -77,12 +77,12 @@ def verdict_table(verdict: Verdict) -> Table:
 class _Snapshots:
     """An observer that keeps the program as each pass left it, starting over when a compilation does."""
 
-    taken: list[tuple[str, Program]] = field(default_factory=list)
+    taken: list[tuple[PassRecord, Program]] = field(default_factory=list)
 
     def observe(self, record: PassRecord, program: Program) -> None:
         if record.name == "capture":
             self.taken.clear()
-        self.taken.append((record.name, copied(program)))
+        self.taken.append((record, copied(program)))
 
 
 def check(
@@ -112,17 +112,20 @@ def check(
         return _compare_all(snapshots.taken, Workload.of(model, args, kwargs, plan, compilation), registry)
 
 
-def _compare_all(taken: list[tuple[str, Program]], workload: Workload, registry: Mapping[str, type[Pass]]) -> Verdict:
+def _compare_all(
+    taken: list[tuple[PassRecord, Program]], workload: Workload, registry: Mapping[str, type[Pass]]
+) -> Verdict:
     """Each program with the one before, the first with the model, up to the first that differs."""
     known, is_eager = eager_outcome(workload), True
     comparisons: list[Comparison] = []
-    for name, program in taken:
+    for record, program in taken:
+        name = record.name
         # What is just captured may not be differentiable yet: canonicalize sees to that.
         is_capture = name not in registry
         found = outcome = program_outcome(program, workload, gradients=not is_capture)
-        tier = Tier.REASSOCIATES if is_eager else registry[name].tier
+        tier = Tier.REASSOCIATES if is_eager else registry[name].tier if record.changed else Tier.BITWISE
         expected = {role: values for role, values in known.items() if not is_capture or role in found}
-        if not is_capture and registry[name].tier is Tier.WHOLE_BATCH:
+        if not is_capture and registry[name].tier is Tier.WHOLE_BATCH and record.changed:
             tier, expected, found = Tier.WHOLE_BATCH, whole_batch_outcome(workload), _means_of_scalars(found)
         comparisons.append(_compared(name, tier, expected, found, workload.epsilon))
         if not is_capture:
@@ -167,7 +170,9 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return worst if worst == worst else float("inf")
 
 
-def _first_node(taken: list[tuple[str, Program]], index: int, comparison: Comparison, workload: Workload) -> str | None:
+def _first_node(
+    taken: list[tuple[PassRecord, Program]], index: int, comparison: Comparison, workload: Workload
+) -> str | None:
     """The first node of the program after the guilty pass whose value is another than its counterpart's before."""
     if index == 0:
         return None

@@ -11,7 +11,7 @@ from graphopt.inspect.differential import check
 from graphopt.inspect.simulate import Simulation
 from graphopt.ir import Level, Program
 from graphopt.passes import REGISTRY
-from graphopt.passes.base import Pass, PassContext
+from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.plan import Plan
 from tests.ir.built import Hand, functional
 from tests.support.zoo import ZOO
@@ -114,3 +114,11 @@ def test_ranks_of_two_axes_exchange_within_theirs() -> None:
     values = dict(simulation.run([[torch.tensor([float(10**rank)]) for rank in range(6)]]))
     assert [each.tolist() for each in values[gathered]] == [[1, 10, 100]] * 3 + [[1e3, 1e4, 1e5]] * 3
     assert [each.item() for each in values[total]] == [1001, 10010, 100100] * 2
+
+
+def test_a_pass_that_finds_nothing_is_compared_bit_for_bit() -> None:
+    """Without a batch norm nothing is computed over the whole batch, so it is no measure."""
+    plan = Plan.parse("zero=0,batch_norm=global").resolve(2)
+    verdict = check(nn.Linear(3, 2), (torch.randn(4, 3),), {}, plan)
+    (found,) = (each for each in verdict.comparisons if each.name == "synchronize_batch_norm")
+    assert verdict.guilty is None and found.tier is Tier.BITWISE

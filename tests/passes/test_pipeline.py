@@ -65,7 +65,10 @@ def test_an_order_that_cannot_be(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ("precision=bf16,passes=canonicalize,differentiate,zero", "as they are stored.*computes in bf16; add precision"),
+        (
+            "precision=bf16,passes=canonicalize,differentiate,zero",
+            "as they are stored.*computes in bf16; add precision",
+        ),
         ("passes=canonicalize,differentiate", "each rank its own gradients; add zero"),
     ],
 )

@@ -106,7 +106,8 @@ def examples(draw: st.DrawFn, ranks: Sequence[int] = (1, 2, 3, 4), random: bool 
     needed = (
         ["canonicalize", "differentiate"] + ["precision"] * (precision is not None) + ["zero"] * (example.ranks > 1)
     )
-    others = [name for name in REGISTRY if name != "rematerialize" or example.has_repeated_layers]
+    fitting = {"rematerialize": example.has_repeated_layers, "synchronize_batch_norm": example.is_mean_of_rows}
+    others = [name for name in REGISTRY if fitting.get(name, True)]
     plan = Plan(
         mesh={"dp": example.ranks},
         zero=draw(zeros),
