@@ -91,6 +91,8 @@ def check(
     kwargs: dict[str, Any],
     plan: Plan,
     registry: Mapping[str, type[Pass]] = REGISTRY,
+    *,
+    verify: bool = False,
 ) -> Verdict:
     """Compare the model, its capture and the program after each pass of a resolved plan, one with the next.
 
@@ -98,7 +100,8 @@ def check(
     same random numbers as in eager. A bitwise pass may change no bit; one that reassociates, and what is compared with
     the model itself (the capture and the first pass), at most 64 epsilons of the dtype in which parameters compute,
     relative to the largest element. The model is not changed.
-    Raises GraphoptError if its parameters have no values.
+    verify: whether the verifier checks each pass as well, and stops at what it refuses with a VerificationError.
+    Raises GraphoptError if the model's parameters have no values.
     """
     if any(tensor.device.type == "meta" for tensor in itertools.chain(model.parameters(), model.buffers())):
         raise GraphoptError(
@@ -106,7 +109,7 @@ def check(
         )
     snapshots = _Snapshots()
     compilation = lower(
-        model, args, kwargs, dataclasses.replace(plan, verify=False), observer=snapshots.observe, registry=registry
+        model, args, kwargs, dataclasses.replace(plan, verify=verify), observer=snapshots.observe, registry=registry
     )
     with torch.random.fork_rng(devices=[]):
         return _compare_all(snapshots.taken, Workload.of(model, args, kwargs, plan, compilation), registry)

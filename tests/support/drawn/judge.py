@@ -1,7 +1,6 @@
 """Whether a compiled module does what the uncompiled one does: pass by pass, and in training."""
 
 import copy
-import dataclasses
 import pkgutil
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from torch.utils import _pytree as pytree
 import graphopt
 from graphopt import Plan
 from graphopt.capture.export import kept_as_stored
-from graphopt.driver import lower
 from graphopt.inspect.differential import Comparison, check
 from graphopt.passes.base import Tier
 
@@ -65,8 +63,7 @@ def judge_passes(subject: Subject) -> None:
     registry = pkgutil.resolve_name(subject.registry)
     plan = subject.plan.resolve(subject.ranks)
     model, batch = subject.build(), subject.batch(0, 0)
-    lower(model, (), batch, dataclasses.replace(plan, verify=True), registry=registry)
-    verdict = check(model, (), batch, plan, registry)
+    verdict = check(model, (), batch, plan, registry, verify=True)
     if verdict.guilty is not None and not _is_rounding(verdict.guilty, subject, plan):
         raise Disagreement(f"{verdict.guilty}, first at {verdict.node}")
     # In one process sums are taken in one order, so without casts no pass may change a bit, whatever its tier allows;
