@@ -81,8 +81,11 @@ def tracing_with(fake_mode: FakeTensorMode) -> Iterator[None]:
 
 def trace(function: Any, arguments: list[Any], fake_mode: FakeTensorMode) -> torch.fx.GraphModule:
     """Record what `function` does to fake `arguments`, autograd included, as one flat graph."""
+    sizes = [size for value in arguments if isinstance(value, torch.Tensor) for size in value.shape]
     with (
         fake_mode,
+        # Some operators want sizes to be numbers unless they run in Python, where they are decomposed otherwise.
+        kernels_in_python() if any(isinstance(size, torch.SymInt) for size in sizes) else contextlib.nullcontext(),
         tracing(TracingContext(fake_mode)),
         torch.autograd.set_multithreading_enabled(False),
     ):
