@@ -176,10 +176,11 @@ def source(
 @view
 def check(request: Request) -> View:
     """Run the program after each pass beside the model, on all ranks in this process; exit code 1 if one differs."""
+    plan = request.resolved
     model, args, kwargs = request.call
     model.train(not request.evaluation)
     with torch.set_grad_enabled(not request.evaluation):
-        return check_view.check(differential_check(model, args, kwargs, request.resolved))
+        return check_view.check(differential_check(model, args, kwargs, plan))
 
 
 app.command(name="replay")(replay_command)

@@ -80,7 +80,7 @@ def _whereabouts(inspection: Inspection) -> dict[str, str]:
     """How each parameter lies, where it is gathered in each phase, and where its gradient is reduced."""
     program = inspection.program
     found = {
-        f"{role.name}": f"{role.kind.value} {tuple(node.meta['val'].shape)}"
+        role.name: f"{role.kind.value} {tuple(node.meta['val'].shape)}"
         for role, node in program.nodes_of(InputKind.PARAMETER, InputKind.SHARD)
     }
     parameter = {node: role.name for role, node in program.nodes_of(InputKind.PARAMETER, InputKind.SHARD)}

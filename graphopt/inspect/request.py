@@ -54,15 +54,13 @@ class Request:
     @functools.cached_property
     def call(self) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
         """The model and its example inputs."""
-        plan = self.resolved  # a plan that cannot be read is said before a model is built
-        del plan
         return load_target(self.target)
 
     @functools.cached_property
     def inspection(self) -> Inspection:
-        hardware = find_hardware(self.hardware)
+        plan, hardware = self.resolved, find_hardware(self.hardware)  # what is wrong with them is said at once
         model, args, kwargs = self.call
-        return inspect_model(model, args, kwargs, self.resolved, hardware, evaluation=self.evaluation)
+        return inspect_model(model, args, kwargs, plan, hardware, evaluation=self.evaluation)
 
     def under(self, plan: str) -> Inspection:
         """The same model under another plan."""
