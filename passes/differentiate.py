@@ -66,8 +66,8 @@ class _Recording:
         values: list[Any] = []
         with self.context.fake_mode:
             for role, node in zip(self.program.inputs, self.program.placeholders, strict=True):
-                value = node.meta["val"]
-                values.append(value.detach().requires_grad_(role.requires_grad and self.training))
+                # Also where no gradient is asked for: products choose their kernels by whether a weight wants one.
+                values.append(node.meta["val"].detach().requires_grad_(role.requires_grad))
             results = self.program.results
             for index in self.seeded:
                 result = results[index]

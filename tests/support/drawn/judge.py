@@ -1,9 +1,10 @@
 """Whether a compiled module does what the uncompiled one does: pass by pass, and in training."""
 
+import contextlib
 import copy
 import pkgutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,9 +154,20 @@ def reference(subject: Subject, exact: bool = False) -> list[Results]:
             results |= {f"gradient {n} {step}": p.grad.clone() for n, p in named if p.grad is not None}
             optimizer.step()
             optimizer.zero_grad()
-    for rank, replica in enumerate(replicas):
-        found[rank] |= _afterwards(replica.model, replica, replica.leaves(subject.batch(rank, STEPS)))
+    with _without_fast_attention():
+        for rank, replica in enumerate(replicas):
+            found[rank] |= _afterwards(replica.model, replica, replica.leaves(subject.batch(rank, STEPS)))
     return found
+
+
+@contextlib.contextmanager
+def _without_fast_attention() -> Iterator[None]:
+    """In evaluation torch has another kernel for `nn.MultiheadAttention`, of other bits, which capture does not see."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
 
 
 class _Replica:
