@@ -105,17 +105,16 @@ def judge_training(found: list[Results], subject: Subject) -> None:
 
 
 def trained(subject: Subject, rank: int) -> Results:
-    """A few steps of training of the compiled module on this rank, then a call in evaluation."""
+    """A few steps of training of the compiled module on this rank, then, in small worlds, a call in evaluation."""
     model = graphopt.compile(subject.build(), subject.plan)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = _optimizer(model)
     results: Results = {}
     for step in range(STEPS):
         batch = subject.batch(rank, step)
         results |= _ran(model, batch, step)
         results |= {f"gradient {n} {step}": _whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
-        optimizer.step()
-        optimizer.zero_grad()
-    return results | _afterwards(model, model, subject.batch(rank, STEPS))
+        _update(optimizer)
+    return results | _afterwards(model, model, subject.batch(rank, STEPS), subject.ranks)
 
 
 def trained_on_all(subject: Subject) -> list[Results]:
@@ -142,7 +141,7 @@ def reference(subject: Subject, exact: bool = False) -> list[Results]:
     """
     models = [subject.build() for _ in range(subject.ranks)]
     replicas = [_Replica(model, subject.plan, exact) for model in models]
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for model in models]
+    optimizers = [_optimizer(model) for model in models]
     found: list[Results] = [{} for _ in models]
     for step in range(STEPS):
         for rank, replica in enumerate(replicas):
@@ -152,11 +151,12 @@ def reference(subject: Subject, exact: bool = False) -> list[Results]:
         for model, optimizer, results in zip(models, optimizers, found, strict=True):
             named = model.named_parameters()
             results |= {f"gradient {n} {step}": p.grad.clone() for n, p in named if p.grad is not None}
-            optimizer.step()
-            optimizer.zero_grad()
+            _update(optimizer)
     with _without_fast_attention():
         for rank, replica in enumerate(replicas):
-            found[rank] |= _afterwards(replica.model, replica, replica.leaves(subject.batch(rank, STEPS)))
+            found[rank] |= _afterwards(
+                replica.model, replica, replica.leaves(subject.batch(rank, STEPS)), subject.ranks
+            )
     return found
 
 
@@ -224,12 +224,13 @@ def _ran(call: Any, batch: dict[str, torch.Tensor], step: int) -> Results:
     return results
 
 
-def _afterwards(model: nn.Module, call: Any, batch: dict[str, torch.Tensor]) -> Results:
-    """Parameters, buffers, and outputs in evaluation."""
+def _afterwards(model: nn.Module, call: Any, batch: dict[str, torch.Tensor], ranks: int) -> Results:
+    """Parameters, buffers, and in small worlds outputs in evaluation."""
     results = {f"parameter {name}": _whole(p) for name, p in model.named_parameters()}
-    model.eval()
-    with torch.no_grad():
-        results |= _ran(call, batch, STEPS)
+    if ranks <= 2:  # a capture more, on every rank
+        model.eval()
+        with torch.no_grad():
+            results |= _ran(call, batch, STEPS)
     if isinstance(call, _Replica):
         call.take_over()
     return results | {f"buffer {name}": buffer.clone() for name, buffer in model.named_buffers()}
@@ -245,6 +246,18 @@ def _average(replicas: list[dict[str, nn.Parameter]]) -> None:
             total = total + other[name].grad
         for replica in replicas:
             replica[name].grad = total / len(replicas)
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+def _update(optimizer: torch.optim.Optimizer) -> None:
+    """A step of bounded size: where training diverges it magnifies its own rounding, and nothing can be compared."""
+    for group in optimizer.param_groups:
+        nn.utils.clip_grad_value_(group["params"], 1.0, foreach=False)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
