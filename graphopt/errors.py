@@ -27,3 +27,7 @@ class RankMismatchError(GraphoptError, RuntimeError):
 
 class RankLostError(GraphoptError):
     """Another rank has ended, or is silent, while this one waits for it."""
+
+
+class OffloadError(GraphoptError):
+    """What was put aside on disk could not be written or read; the message names tensor, file, cause and moment."""
