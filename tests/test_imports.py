@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"plan", "plan_text", "sizes", "nearest", "errors", "artifacts", "_torch", "cuda_ext"},
     {"ir"},
-    {"runtime"},
+    {"runtime", "optim"},
     {"cost", "capture", "triton_kernels", "verify"},
     {"passes"},
     {"emit", "report"},

@@ -1,0 +1,166 @@
+// AdamW over many runs of memory in one pass: what the pass reads and writes bounds its speed, so whatever else is to
+// happen to an element (unscaling, clipping, casts from and to bf16) happens while it is in a register.
+//
+// Operations and roundings are those of torch.optim.AdamW's one kernel after the other, so that results have the same
+// bits: a fused multiply-add exactly where torch's kernels for AVX2 and AVX-512 have one, never where the compiler
+// would like one (-ffp-contract=off).
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+using bf16 = std::uint16_t;
+
+// adamw.py knows the layout of these two.
+
+struct Run {  // `size` elements each, which do not overlap
+    float* parameter;
+    const void* gradient;
+    float* exp_avg;
+    float* exp_avg_sq;
+    bf16* copy;  // of the new parameter; may be null
+    std::int64_t size;
+    std::int64_t gradient_is_bf16;  // else it is float
+};
+
+struct Factors {
+    float gradient_scale;
+    float decay;           // 1 - learning rate * weight decay
+    float exp_avg_new;     // 1 - beta1
+    float exp_avg_sq_old;  // beta2
+    float exp_avg_sq_new;  // 1 - beta2
+    float correction;      // sqrt(1 - beta2 ** step)
+    float eps;
+    float step;  // -learning rate / (1 - beta1 ** step)
+};
+
+constexpr std::int64_t chunk_size = 1 << 14;         // elements that a thread takes at a time
+constexpr std::int64_t least_for_threads = 1 << 15;  // fewer are done before other threads have woken up
+
+inline float widened(float value) { return value; }
+
+inline float widened(bf16 value) {
+    const std::uint32_t bits = std::uint32_t{value} << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+// To nearest, ties to even; a nan stays one of the same sign.
+inline bf16 narrowed(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const std::uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const std::uint32_t quiet_nan = (bits >> 16) | 0x40;
+    return static_cast<bf16>((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
+}
+
+template <bool has_fma>
+inline float multiply_add(float a, float b, float c) {
+    if constexpr (has_fma) return __builtin_fmaf(a, b, c);
+    return a * b + c;
+}
+
+template <bool has_fma, typename Gradient, bool has_copy>
+__attribute__((always_inline)) inline void update(const Run& run, std::int64_t begin, std::int64_t end, const Factors& f) {
+    float* __restrict parameter = run.parameter;
+    float* __restrict exp_avg = run.exp_avg;
+    float* __restrict exp_avg_sq = run.exp_avg_sq;
+    bf16* __restrict copy = run.copy;
+    const Gradient* __restrict gradient = static_cast<const Gradient*>(run.gradient);
+    // torch interpolates from the nearer end.
+    const bool from_old = std::fabs(f.exp_avg_new) < 0.5f;
+    const float weight = from_old ? f.exp_avg_new : f.exp_avg_new - 1;
+#pragma omp simd
+    for (std::int64_t i = begin; i < end; ++i) {
+        const float g = widened(gradient[i]) * f.gradient_scale;
+        const float old = exp_avg[i];
+        const float m = multiply_add<has_fma>(weight, g - old, from_old ? old : g);
+        const float v = multiply_add<has_fma>(f.exp_avg_sq_new * g, g, exp_avg_sq[i] * f.exp_avg_sq_old);
+        const float denominator = std::sqrt(v) / f.correction + f.eps;
+        const float p = parameter[i] * f.decay + f.step * m / denominator;
+        exp_avg[i] = m;
+        exp_avg_sq[i] = v;
+        parameter[i] = p;
+        if constexpr (has_copy) copy[i] = narrowed(p);
+    }
+}
+
+using Update = void (*)(const Run&, std::int64_t, std::int64_t, const Factors&);
+
+#ifdef __FP_FAST_FMAF
+constexpr bool baseline_has_fma = true;
+#else
+constexpr bool baseline_has_fma = false;
+#endif
+
+template <typename Gradient, bool has_copy>
+void update_baseline(const Run& run, std::int64_t begin, std::int64_t end, const Factors& f) {
+    update<baseline_has_fma, Gradient, has_copy>(run, begin, end, f);
+}
+
+#ifdef __x86_64__
+template <typename Gradient, bool has_copy>
+__attribute__((target("avx2,fma"))) void update_avx2(
+    const Run& run, std::int64_t begin, std::int64_t end, const Factors& f) {
+    update<true, Gradient, has_copy>(run, begin, end, f);
+}
+
+template <typename Gradient, bool has_copy>
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))) void update_avx512(
+    const Run& run, std::int64_t begin, std::int64_t end, const Factors& f) {
+    update<true, Gradient, has_copy>(run, begin, end, f);
+}
+#endif
+
+int widest() {
+#ifdef __x86_64__
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return has_avx512 ? 2 : 1;
+#else
+    return 0;
+#endif
+}
+
+template <typename Gradient, bool has_copy>
+Update of_level(int level) {
+#ifdef __x86_64__
+    if (level == 2) return update_avx512<Gradient, has_copy>;
+    if (level == 1) return update_avx2<Gradient, has_copy>;
+#endif
+    return update_baseline<Gradient, has_copy>;
+}
+
+Update chosen(const Run& run, int level) {
+    if (run.gradient_is_bf16) return run.copy ? of_level<bf16, true>(level) : of_level<bf16, false>(level);
+    return run.copy ? of_level<float, true>(level) : of_level<float, false>(level);
+}
+
+}  // namespace
+
+extern "C" {
+
+// The widest instructions that this processor has and this file has code for: 0 baseline, 1 AVX2, 2 AVX-512.
+int adamw_level() { return widest(); }
+
+// level: at most what `adamw_level` returns; threads: how many share the work, one at least.
+void adamw(const Run* runs, std::int64_t count, const Factors* factors, int level, int threads) {
+    std::int64_t total = 0;
+    for (std::int64_t r = 0; r < count; ++r) total += runs[r].size;
+#pragma omp parallel num_threads(threads) if (total >= least_for_threads)
+    for (std::int64_t r = 0; r < count; ++r) {
+        const Run& run = runs[r];
+        const Update update_chunk = chosen(run, level);
+        // Without a barrier, so that many small runs keep all threads busy.
+#pragma omp for schedule(dynamic) nowait
+        for (std::int64_t begin = 0; begin < run.size; begin += chunk_size) {
+            update_chunk(run, begin, std::min(begin + chunk_size, run.size), *factors);
+        }
+    }
+}
+}

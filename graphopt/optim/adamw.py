@@ -1,0 +1,152 @@
+"""AdamW in one pass over memory, for plain parameters and for shards, in float32 and bfloat16."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from graphopt._torch import local_tensor, version_of
+from graphopt.cuda_ext.adamw import Run, Settings, update
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MASTER = "master"
+
+
+class AdamW(Optimizer):
+    """``torch.optim.AdamW`` for parameters on the CPU: the same arguments, results and state, in one pass over memory.
+
+    Parameters are float32 or bfloat16, plain tensors or DTensors, of which each rank updates its own part. One in
+    bfloat16 is the rounded copy of a float32 master, which is state; a parameter that somebody else changes in place
+    becomes its master anew.
+
+    State, by parameter: ``step``, ``exp_avg``, ``exp_avg_sq`` as torch has them, float32 also for bfloat16 parameters,
+    and for those ``master``. A state dict of ``torch.optim.AdamW`` can be loaded, and the other way round.
+
+    lr, eps, weight_decay: not negative; betas: in [0, 1). Raises ValueError for others, TypeError for parameters of
+    other dtypes.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        self._versions: dict[torch.Tensor, int] = {}
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        _check_group(self.param_groups[-1], len(self.param_groups) - 1)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for index, group in enumerate(state["param_groups"]):
+            _check_group(group, index)
+        super().__setstate__(state)
+        self._versions = {}
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, gradient_scale: float = 1.0
+    ) -> float | None:
+        """Update every parameter that has a gradient; the closure's loss, if one is given.
+
+        gradient_scale: what gradients count for: a clipping factor, or one over the scale of the loss. They are left as
+        they are.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            with_gradient = [parameter for parameter in group["params"] if parameter.grad is not None]
+            runs: dict[int, list[Run]] = defaultdict(list)
+            for parameter in with_gradient:
+                state = self._state_of(parameter)
+                step = int(state["step"]) + 1
+                state["step"].fill_(step)  # a third of the time that adding one takes
+                runs[step].append(_run(parameter, state))
+            for step, due in runs.items():
+                update(due, _settings(group, step, gradient_scale))
+            self._note_change(with_gradient)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every optimizer, except that the state of bfloat16 parameters stays float32."""
+        super().load_state_dict(state_dict)
+        names = [name for group in state_dict["param_groups"] for name in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for name, parameter in zip(names, parameters, strict=True):
+            if parameter.dtype == torch.bfloat16:
+                for key, value in state_dict["state"].get(name, {}).items():
+                    if key in (*_MOMENTS, _MASTER):
+                        self.state[parameter][key] = value.to(parameter.device, torch.float32)
+
+    def _state_of(self, parameter: torch.Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            for key in _MOMENTS:
+                state[key] = torch.zeros_like(parameter, dtype=torch.float32)
+        if parameter.dtype == torch.bfloat16:
+            version = _version(parameter)
+            if _MASTER not in state or self._versions.get(parameter, version) != version:
+                state[_MASTER] = parameter.float()
+        return state
+
+    def _note_change(self, parameters: list[torch.Tensor]) -> None:
+        # The update saw the local tensors only.
+        torch.autograd.graph.increment_version([each for each in parameters if isinstance(each, DTensor)])
+        self._versions.update({each: _version(each) for each in parameters if each.dtype == torch.bfloat16})
+
+
+def _run(parameter: torch.Tensor, state: dict[str, Any]) -> Run:
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.layout != torch.strided:
+        raise ValueError(f"the gradient of a parameter {list(parameter.shape)} is sparse; AdamW wants a dense one")
+    tensors = [parameter, gradient, *(state[key] for key in _MOMENTS)]
+    if parameter.dtype == torch.bfloat16:
+        tensors = [state[_MASTER], *tensors[1:], parameter]
+    if isinstance(parameter, DTensor):
+        if getattr(gradient, "placements", None) != parameter.placements:
+            raise ValueError(
+                f"a parameter {list(parameter.shape)} is placed {parameter.placements}, its gradient otherwise: "
+                "redistribute the gradient before the step"
+            )
+        tensors = [local_tensor(tensor) for tensor in tensors]
+    return Run(*tensors)
+
+
+def _version(parameter: torch.Tensor) -> int:
+    return version_of(local_tensor(parameter))
+
+
+def _settings(group: dict[str, Any], step: int, gradient_scale: float) -> Settings:
+    beta1, beta2 = group["betas"]
+    return Settings(
+        step, float(group["lr"]), (float(beta1), float(beta2)), group["eps"], group["weight_decay"], gradient_scale
+    )
+
+
+def _check_group(group: dict[str, Any], index: int) -> None:
+    for name in ("lr", "eps", "weight_decay"):
+        if not group[name] >= 0:
+            raise ValueError(f"group {index}: {name} is {group[name]}, which is negative")
+    if not all(0 <= beta < 1 for beta in group["betas"]):
+        raise ValueError(f"group {index}: betas are {group['betas']}; each is at least 0 and less than 1")
+    for name in ("amsgrad", "maximize"):  # of a state dict of torch.optim.AdamW
+        if group.get(name):
+            raise ValueError(f"group {index}: {name} is set, which torch.optim.AdamW alone can do")
+    for position, parameter in enumerate(group["params"]):
+        if parameter.dtype not in (torch.float32, torch.bfloat16):
+            raise TypeError(
+                f"group {index}: parameter {position} is {parameter.dtype}; "
+                "AdamW updates torch.float32 and torch.bfloat16, torch.optim.AdamW others"
+            )
