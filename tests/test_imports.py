@@ -14,7 +14,7 @@ FLOORS = [
     {"plan", "plan_text", "sizes", "nearest", "errors", "artifacts", "_torch", "cuda_ext"},
     {"ir"},
     {"runtime", "optim"},
-    {"cost", "capture", "triton_kernels", "verify"},
+    {"offload", "cost", "capture", "triton_kernels", "verify"},
     {"passes"},
     {"emit", "report"},
     {"engine"},
