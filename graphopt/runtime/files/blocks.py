@@ -70,7 +70,7 @@ class Blocks:
         views = [buffer_of(part if is_direct else buffer[: whole_pages(part.numel())])]
         if self.checked:
             views.append(buffer_of(buffer[self.size :]))
-        _transfer(os.preadv, file, views, self._offset(index))
+        _transfer(_read_pages, file, views, self._offset(index))
         write = self._verified(index, views) if self.checked else None
         if not is_direct:
             copy_bytes(part, buffer[: part.numel()])
@@ -96,6 +96,11 @@ class Blocks:
         return int(write)
 
 
+def _read_pages(file: int, views: Sequence[memoryview], offset: int) -> int:
+    """Part of a page is the end of the file: asked for what follows it, direct I/O would complain of the offset."""
+    return os.preadv(file, views, offset) // PAGE * PAGE
+
+
 def _transfer(
     call: Callable[[int, Sequence[memoryview], int], int], file: int, views: Sequence[memoryview], offset: int
 ) -> None:
@@ -103,8 +108,8 @@ def _transfer(
     rest = list(views)
     while rest:
         moved = call(file, rest, offset)
-        if moved == 0 or (moved < sum(map(len, rest)) and moved % PAGE):  # pages are all there is in our files
-            raise DamagedError(f"the file ends at byte {offset + moved}, {sum(map(len, rest)) - moved} bytes too early")
+        if not moved:
+            raise DamagedError(f"the file ends at byte {offset}, {sum(map(len, rest))} bytes too early")
         offset += moved
         while rest and moved >= len(rest[0]):
             moved -= len(rest.pop(0))
