@@ -1,9 +1,9 @@
 // AdamW over many runs of memory in one pass: what the pass reads and writes bounds its speed, so whatever else is to
 // happen to an element (unscaling, clipping, casts from and to bf16) happens while it is in a register.
 //
-// Operations and roundings are those of torch.optim.AdamW's one kernel after the other, so that results have the same
-// bits: a fused multiply-add exactly where torch's kernels for AVX2 and AVX-512 have one, never where the compiler
-// would like one (-ffp-contract=off).
+// Operations and roundings are those of torch.optim.AdamW(fused=True), so that results have the same bits: a fused
+// multiply-add exactly where torch's kernels for AVX2 and AVX-512 have one, never where the compiler would like one
+// (-ffp-contract=off).
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,7 @@
 """The update of AdamW over runs of memory: one pass of native code on the CPU, torch's operators elsewhere.
 
-Both give the same bits on a processor with AVX2: those of ``torch.optim.AdamW(foreach=False, fused=False)``.
+Native code rounds as torch does. Where both have AVX2 or AVX-512, moments have the bits of ``torch.optim.AdamW``, and
+parameters those of its fused kernel: without ``fused=True``, torch takes roots that are not rounded to nearest.
 """
 
 import ctypes

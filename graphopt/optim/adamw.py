@@ -65,16 +65,16 @@ class AdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            with_gradient = [parameter for parameter in group["params"] if parameter.grad is not None]
-            runs: dict[int, list[Run]] = defaultdict(list)
-            for parameter in with_gradient:
-                state = self._state_of(parameter)
-                step = int(state["step"]) + 1
-                state["step"].fill_(step)  # a third of the time that adding one takes
-                runs[step].append(_run(parameter, state))
-            for step, due in runs.items():
-                update(due, _settings(group, step, gradient_scale))
-            self._note_change(with_gradient)
+            due: dict[int, list[torch.Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    due[int(self._state_of(parameter)["step"]) + 1].append(parameter)
+            for step, parameters in due.items():
+                runs = [_run(parameter, self.state[parameter]) for parameter in parameters]
+                update(runs, settings_of(group, step, gradient_scale))
+                for parameter in parameters:
+                    self.state[parameter]["step"].fill_(step)
+                self._note_change(parameters)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -106,6 +106,14 @@ class AdamW(Optimizer):
         self._versions.update({each: _version(each) for each in parameters if each.dtype == torch.bfloat16})
 
 
+def settings_of(group: dict[str, Any], step: int, gradient_scale: float) -> Settings:
+    """A parameter group's hyperparameters at its parameters' `step`, the first of which is 1."""
+    beta1, beta2 = group["betas"]
+    return Settings(
+        step, float(group["lr"]), (float(beta1), float(beta2)), group["eps"], group["weight_decay"], gradient_scale
+    )
+
+
 def _run(parameter: torch.Tensor, state: dict[str, Any]) -> Run:
     gradient = parameter.grad
     assert gradient is not None
@@ -126,13 +134,6 @@ def _run(parameter: torch.Tensor, state: dict[str, Any]) -> Run:
 
 def _version(parameter: torch.Tensor) -> int:
     return version_of(local_tensor(parameter))
-
-
-def _settings(group: dict[str, Any], step: int, gradient_scale: float) -> Settings:
-    beta1, beta2 = group["betas"]
-    return Settings(
-        step, float(group["lr"]), (float(beta1), float(beta2)), group["eps"], group["weight_decay"], gradient_scale
-    )
 
 
 def _check_group(group: dict[str, Any], index: int) -> None:
