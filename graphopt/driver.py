@@ -15,6 +15,7 @@ from graphopt.capture.arguments import flatten_call, tensor_names
 from graphopt.capture.export import Capture, capture
 from graphopt.capture.guards import AttributeGuard, ModelState, ShapeGuard
 from graphopt.cost.communication import communication
+from graphopt.cost.device import hardware_of
 from graphopt.cost.memory import memory
 from graphopt.emit.bridge import Executable
 from graphopt.emit.executor import emit_functions
@@ -54,7 +55,7 @@ def compile(
         raise GraphoptError(f"this {type(model).__name__} is compiled already; compile a fresh one for another plan")
     resolved = as_plan(plan).resolve(world_size())
     planned_pipeline(resolved)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = _device(model)
     mesh = device_mesh(resolved, device)
     layouts = choose_layouts(model, resolved)
     agree(_statement(model, resolved), None if mesh is None else dist.group.WORLD)
@@ -136,8 +137,15 @@ def planned_pipeline(plan: Plan, registry: Mapping[str, type[Pass]] = REGISTRY) 
 
 
 def _remat_text(remat: Remat) -> str:
-    keep = f",keep={'|'.join(remat.keep)}" if remat.keep else ""
-    return f"rematerialize{{policy={remat.policy}{keep}}}"
+    if remat.budget is None:
+        options = [f"policy={remat.policy}"]
+    else:
+        name = "bytes" if isinstance(remat.budget, int) else "share"
+        options = ["policy=budget", f"{name}={remat.budget}"]
+    options += [
+        f"{name}={'|'.join(kept)}" for name, kept in (("keep", remat.keep), ("keep_ops", remat.keep_ops)) if kept
+    ]
+    return f"rematerialize{{{','.join(options)}}}"
 
 
 def _zero_text(plan: Plan) -> str:
@@ -154,6 +162,7 @@ class Compilation:
     halves: Halves
     seeded: tuple[bool, ...]
     layouts: Layouts
+    shared_axes: frozenset[str]
     report: Report
     functions: dict[str, EmittedFunction]
 
@@ -187,7 +196,7 @@ def lower(
         observer(PassRecord.of_capture(program, time.perf_counter() - started), program)
     if seeded is None:
         seeded = _likely_seeded(program)
-    context = _context(captured, plan, layouts, seeded)
+    context = _context(captured, plan, layouts, seeded, _device(model), shared_axes)
     forward_graph = program.module
     records = pipeline.run(program, context, verify=plan.verify, observer=observer)
     seeded, missed = _reached(program, seeded)
@@ -220,7 +229,7 @@ def lower(
         source_path=emitted.path,
         notes=emitted.notes,
     )
-    return Compilation(captured, halves, seeded, layouts, report, emitted.functions)
+    return Compilation(captured, halves, seeded, layouts, shared_axes, report, emitted.functions)
 
 
 def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan) -> Capture:
@@ -237,7 +246,14 @@ def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], pl
 
 
 def _context(
-    captured: Capture, plan: Plan, layouts: Layouts, seeded: tuple[bool, ...], *, reduce: bool = True
+    captured: Capture,
+    plan: Plan,
+    layouts: Layouts,
+    seeded: tuple[bool, ...],
+    device: torch.device,
+    shared_axes: frozenset[str],
+    *,
+    reduce: bool = True,
 ) -> PassContext:
     return PassContext(
         fake_mode=captured.fake_mode,
@@ -246,7 +262,13 @@ def _context(
         gradient_outputs=seeded,
         reduce_dtype=plan.precision.reduce_dtype if plan.precision is not None else None,
         reduce_gradients=reduce,
+        hardware=hardware_of(device, plan.hardware),
+        shared_axes=shared_axes,
     )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _likely_seeded(program: Program) -> tuple[bool, ...]:
@@ -276,7 +298,8 @@ def _unreduced(
     """The backward half of a compilation without its reductions; it reads the same saved values."""
     captured = _capture(model, args, kwargs, plan)
     program = captured.program
-    context = _context(captured, plan, layouts, compilation.seeded, reduce=False)
+    shared_axes = compilation.shared_axes
+    context = _context(captured, plan, layouts, compilation.seeded, _device(model), shared_axes, reduce=False)
     Pipeline.parse(compilation.report.pipeline, REGISTRY).run(program, context, verify=plan.verify)
     backward = split(program).backward
     assert backward is not None and compilation.halves.backward is not None

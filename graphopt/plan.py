@@ -17,6 +17,7 @@ T = TypeVar("T")
 _BYTES = {"bytes": True}
 _SEPARATORS = frozenset(",|{}= \t\n")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_POLICIES = ("full", "selective")
 _DYNAMIC = {"batch": 0, "sequence": 1}
 
 
@@ -115,23 +116,35 @@ class Remat:
     """What backward computes again in place of saving it (Chen et al. 2016).
 
     policy: ``"full"`` saves the inputs of each repeated layer alone; ``"selective"`` also what matrix products,
-        convolutions and attention give.
+        convolutions and attention give. Or a budget, kept at the least cost in time: bytes that the step may hold at
+        its peak on a rank (a whole number, or text such as ``"8GiB"``), or the share of what it saves for backward
+        that it may go on saving (from 0.0 to 1.0). Optimizer state is not part of the step.
     keep: patterns of module paths (as in fnmatch) whose values are saved in any case.
+    keep_ops: patterns of operators, such as ``aten.mm.*``, whose values are saved in any case.
     """
 
-    policy: str = "full"
+    policy: str | int | float = field(default="full", metadata=_BYTES)
     keep: tuple[str, ...] = ()
+    keep_ops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_choice("remat.policy", self.policy, ("full", "selective"))
-        patterns = _checked_patterns("remat.keep", self.keep)
-        if isinstance(patterns, bool):
-            raise PlanError(f"remat.keep={patterns} is no list of module patterns; write for instance 'layers.0.*'")
-        object.__setattr__(self, "keep", patterns)
+        object.__setattr__(self, "policy", _checked_policy(self.policy))
+        for name in ("keep", "keep_ops"):
+            patterns = _checked_patterns(f"remat.{name}", getattr(self, name))
+            if isinstance(patterns, bool):
+                raise PlanError(f"remat.{name}={patterns} is no list of patterns; write for instance 'layers.0.*'")
+            object.__setattr__(self, name, patterns)
+
+    @property
+    def budget(self) -> int | float | None:
+        """Bytes (int) or a share (float), if that is what it is."""
+        return None if isinstance(self.policy, str) else self.policy
 
     if TYPE_CHECKING:
 
-        def __init__(self, policy: str = "full", keep: str | Sequence[str] = ()) -> None: ...
+        def __init__(
+            self, policy: str | int | float = "full", keep: str | Sequence[str] = (), keep_ops: str | Sequence[str] = ()
+        ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -142,7 +155,8 @@ class Plan:
         order written, the first varying slowest. Known axes: ``dp`` (data parallel).
     zero: a stage, or `Zero`.
     precision: None for that of the model, ``"bf16"``, or `Precision`.
-    remat: None to save what backward reads, ``"full"``, ``"selective"``, or `Remat`.
+    remat: None to save what backward reads, ``"full"``, ``"selective"``, a budget such as ``"8GiB"`` or ``0.5``, or
+        `Remat`.
     dynamic: which sizes of batch tensors stay symbolic: None, ``"batch"`` (dimension 0), ``"sequence"`` (1),
         ``"batch,sequence"``, or a mapping from argument names to dimensions.
     passes: a textual pipeline in place of the one that the plan implies.
@@ -150,6 +164,8 @@ class Plan:
     transport: how ranks exchange: ``"auto"`` through shared memory where those of an axis run on one machine's CPU,
         otherwise as ``"group"``, by the process group's own collectives.
     batch_norm: statistics over the rank's part of the batch (``"local"``) or over all of it (``"global"``).
+    hardware: what a rank runs on, by which times are reckoned: a preset such as ``"h100-sxm"``, or a file that says it;
+        None for what the model's device is.
     verify: check the program after every pass, and the emitted source; about a tenth of the time of a compilation.
     Raises PlanError for what cannot be, naming field, value and the nearest valid choice.
     """
@@ -163,6 +179,7 @@ class Plan:
     executor: str = "python"
     transport: str = "auto"
     batch_norm: str = "local"
+    hardware: str | None = None
     verify: bool = True
 
     def __post_init__(self) -> None:
@@ -178,6 +195,8 @@ class Plan:
         _require_choice("executor", self.executor, ("python", "inductor"))
         _require_choice("transport", self.transport, ("auto", "group"))
         _require_choice("batch_norm", self.batch_norm, ("local", "global"))
+        if self.hardware is not None and not isinstance(self.hardware, str):
+            raise PlanError(f"hardware={self.hardware!r} is neither a name nor a file; say for instance 'h100-sxm'")
         if not isinstance(self.verify, bool):
             raise PlanError(f"verify={self.verify!r} is not a truth value; say true or false")
 
@@ -188,12 +207,13 @@ class Plan:
             mesh: Mapping[str, int | None] = ...,
             zero: int | Zero | Mapping[str, Any] = 0,
             precision: str | Precision | Mapping[str, Any] | None = None,
-            remat: str | Remat | Mapping[str, Any] | None = None,
+            remat: str | int | float | Remat | Mapping[str, Any] | None = None,
             dynamic: str | Mapping[str, Sequence[int]] | None = None,
             passes: str | None = None,
             executor: str = "python",
             transport: str = "auto",
             batch_norm: str = "local",
+            hardware: str | None = None,
             verify: bool = True,
         ) -> None: ...
 
@@ -284,13 +304,17 @@ def _plain(value: Any) -> Any:
 def _plain_section(section: Any) -> Any:
     """Its main field, with those that are not as by default; the value alone if there are none."""
     main, *others = dataclasses.fields(section)
-    values = {main.name: getattr(section, main.name)}
+    values = {main.name: _plain_field(main, getattr(section, main.name))}
     for spec in others:
         value = getattr(section, spec.name)
         if value != spec.default:
-            text = format_size(value) if spec.metadata == _BYTES and value is not None else ""
-            values[spec.name] = text if text and not text.isdecimal() else _plain(value)
+            values[spec.name] = _plain_field(spec, value)
     return values if len(values) > 1 else values[main.name]
+
+
+def _plain_field(spec: "dataclasses.Field[Any]", value: Any) -> Any:
+    text = format_size(value) if spec.metadata == _BYTES and isinstance(value, int) else ""
+    return text if text and not text.isdecimal() else _plain(value)
 
 
 def _section(name: str, kind: type, value: Any) -> Any:
@@ -347,6 +371,30 @@ def _checked_patterns(name: str, given: Any) -> bool | tuple[str, ...]:
         if not pattern or _SEPARATORS & set(pattern):
             raise PlanError(f"{name} has a pattern {pattern!r} that matches no name; write one such as 'layers.0.*'")
     return patterns
+
+
+def _checked_policy(given: Any) -> str | int | float:
+    """Of rematerialization: a word, bytes, or a share."""
+    value: Any = given
+    if isinstance(given, str) and given not in _POLICIES:
+        value = parse_size(given)
+        if value is None:
+            try:
+                value = float(given)
+            except ValueError:
+                words = ", ".join(_POLICIES)
+                raise PlanError(
+                    f"remat.policy={given!r} is not one of {words}, nor a budget such as 8GiB or 0.5; "
+                    f"{nearest(given, _POLICIES)}"
+                ) from None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise PlanError(f"remat.policy={given!r} is neither a word nor a budget; say 'selective', '8GiB' or 0.5")
+    if isinstance(value, float) and not 0 <= value <= 1:
+        raise PlanError(f"remat.policy={given!r} is no share; the nearest is {min(max(value, 0.0), 1.0)}")
+    if type(value) is int:
+        _require_int("remat.policy", value, 1)
+    checked: str | int | float = value
+    return checked
 
 
 def _checked_bytes(name: str, given: Any, low: int) -> int:

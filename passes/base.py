@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from graphopt._torch import FakeTensorMode
+from graphopt.cost.hardware import PRESETS, Hardware
 from graphopt.ir import Level, ParameterLayout, Program
 
 
@@ -29,6 +30,8 @@ class PassContext:
     gradient_outputs: for each user output, whether a gradient will arrive at it; all False for inference.
     reduce_gradients: False leaves gradients whole and unreduced, as accumulation over microbatches wants them.
     reduce_dtype: dtype in which gradients are summed over ranks; None for that of the stored parameter.
+    hardware: what a rank runs on. shared_axes: mesh axes whose ranks exchange through shared memory.
+    remaining: the passes that will run after this one.
     """
 
     fake_mode: FakeTensorMode
@@ -37,6 +40,9 @@ class PassContext:
     gradient_outputs: tuple[bool, ...] = ()
     reduce_gradients: bool = True
     reduce_dtype: torch.dtype | None = None
+    hardware: Hardware = PRESETS["cpu"]
+    shared_axes: frozenset[str] = frozenset()
+    remaining: tuple["Pass", ...] = ()
     statistics: dict[str, int | float | str] = field(default_factory=dict)
 
 

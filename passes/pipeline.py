@@ -113,7 +113,7 @@ class Pipeline:
             rest = self.passes[index:]
             before = [*done, *(record.name for record in records)]
             with reproducible(program, context, rest, str(Pipeline(rest)), before):
-                record = _run(step, program, context)
+                record = _run(step, program, dataclasses.replace(context, remaining=tuple(rest[1:])))
                 if checker is not None:
                     checker.check(step, record)
             records.append(record)

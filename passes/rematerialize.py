@@ -6,7 +6,6 @@ before `zero`, which then gathers, for backward, the parameters that it reads th
 
 import fnmatch
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -16,29 +15,39 @@ from graphopt.errors import PassError
 from graphopt.ir import Effect, Level, Phase, Program, effect_of, facts_of
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
+from graphopt.passes.budget import Budget, choose
 from graphopt.passes.build import Builder
 from graphopt.passes.repeat import repeat_in_backward
+from graphopt.sizes import readable_size
 
-POLICIES = ("full", "selective")
+POLICIES = ("full", "selective", "budget")
 
 
 @dataclass(frozen=True)
 class RematerializeOptions:
-    """policy: ``full`` keeps the inputs of each repeated layer; ``selective`` also matrix products and attention.
-
-    keep: patterns of module paths (as in fnmatch), joined by ``|``, whose values are saved in any case.
+    """policy: ``full`` keeps the inputs of each repeated layer; ``selective`` also matrix products and attention;
+        ``budget`` what lets the step fit into bytes, at the least cost in time.
+    bytes: what the step may hold at its peak. share: of what it saves, 1 for all of that. A budget has one of them.
+    keep, keep_ops: patterns of module paths and of operators (as in fnmatch), joined by ``|``, whose values are saved
+        in any case.
     """
 
     policy: str = "full"
+    bytes: int | None = None
+    share: float | None = None
     keep: str = ""
+    keep_ops: str = ""
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise PassError(f"rematerialize: there is no policy {self.policy!r}; {nearest(self.policy, POLICIES)}")
+        limits = [limit for limit in (self.bytes, self.share) if limit is not None]
+        if len(limits) != (self.policy == "budget"):
+            raise PassError("rematerialize: bytes or share, one of them, goes with policy=budget and with no other")
 
 
 class Rematerialize(Pass):
-    """Drop what forward saves of the repeated layers, and compute it again where backward needs it."""
+    """Drop what forward saves, and compute it again where backward needs it."""
 
     name = "rematerialize"
     Options = RematerializeOptions
@@ -49,40 +58,48 @@ class Rematerialize(Pass):
     keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:
-        backward = program.compute_nodes(Phase.BACKWARD)
-        if backward and all(facts_of(node).layer is None for node in program.compute_nodes(Phase.FORWARD)):
+        if not program.compute_nodes(Phase.BACKWARD):
+            return False
+        options = self.options
+        repeatable = self._repeatable(program)
+        reason = f"policy={options.policy} computes it again for backward, so that it is not saved"
+        if options.policy == "budget":
+            choice = choose(program, context, repeatable, Budget(options.bytes, options.share))
+            repeatable = choice.repeated
+            context.statistics.update(limit_bytes=choice.limit, peak_bytes=choice.peak_bytes)
+            reason = f"a step within {readable_size(choice.limit)} has no room to save it: it is computed again"
+        elif all(facts_of(node).layer is None for node in program.compute_nodes(Phase.FORWARD)):
             raise PassError("rematerialize: the model has no repeated layers, so there is nothing to compute again")
-        dropped = list(self._dropped(program))
-        reason = f"policy={self.options.policy} computes it again for backward, so that it is not saved"
-        repeated = repeat_in_backward(Builder(program, context, self.name), dropped, reason)
+        else:
+            repeatable = {node for node in repeatable if facts_of(node).layer is not None}
+        repeated = repeat_in_backward(Builder(program, context, self.name), repeatable, reason)
         context.statistics.update(repeated=repeated)
         return repeated > 0
 
-    def _dropped(self, program: Program) -> Iterator[fx.Node]:
-        """The calls that backward may repeat: inside one layer, and asked for by nothing outside it."""
-        patterns = self.options.keep.split("|") if self.options.keep else []
+    def _repeatable(self, program: Program) -> set[fx.Node]:
+        """The pure calls that are not to be kept, and whose layer alone reads them: what goes to the next is saved."""
         kept: set[fx.Node] = set()
+        found: set[fx.Node] = set()
         for node in program.compute_nodes(Phase.FORWARD):
-            if not _is_repeatable(node, kept) or self._is_kept(node, patterns):
+            is_item_of_kept = node.target is operator.getitem and node.args[0] in kept
+            if effect_of(node) is not Effect.PURE or is_item_of_kept or self._is_kept(node):
                 kept.add(node)
             elif not _leaves_layer(node):
-                yield node
+                found.add(node)
+        return found
 
-    def _is_kept(self, node: fx.Node, patterns: list[str]) -> bool:
+    def _is_kept(self, node: fx.Node) -> bool:
         if self.options.policy == "selective" and contraction_flops(node) is not None:
             return True
-        return any(fnmatch.fnmatchcase(facts_of(node).module, pattern) for pattern in patterns)
+        return _matches(facts_of(node).module, self.options.keep) or _matches(str(node.target), self.options.keep_ops)
 
 
-def _is_repeatable(node: fx.Node, kept: set[fx.Node]) -> bool:
-    """Pure, in a repeated layer; an item of a list goes with the list, which is nothing to save."""
-    if effect_of(node) is not Effect.PURE or facts_of(node).layer is None:
-        return False
-    return not (node.target is operator.getitem and node.args[0] in kept)
+def _matches(name: str, patterns: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split("|"))
 
 
 def _leaves_layer(node: fx.Node) -> bool:
-    """Whether forward reads a value outside the layer that makes it: what a layer gives to the next is saved."""
+    """Whether forward reads a value outside the layer that makes it."""
     layer = facts_of(node).layer
     return any(
         user.op != "output" and facts_of(user).phase is Phase.FORWARD and facts_of(user).layer != layer

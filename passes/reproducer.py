@@ -22,6 +22,7 @@ import torch
 
 from graphopt._torch import new_fake_mode
 from graphopt.artifacts import artifact_directory, write_folder
+from graphopt.cost.hardware import Hardware
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir import ParameterLayout, Program
 from graphopt.ir.printer import format_program
@@ -151,6 +152,8 @@ def _written_context(context: PassContext) -> dict[str, Any]:
         "gradient_outputs": list(context.gradient_outputs),
         "reduce_gradients": context.reduce_gradients,
         "reduce_dtype": _name(context.reduce_dtype) if context.reduce_dtype is not None else None,
+        "hardware": context.hardware.to_dict(),
+        "shared_axes": sorted(context.shared_axes),
     }
 
 
@@ -165,6 +168,8 @@ def _read_context(written: dict[str, Any]) -> dict[str, Any]:
         "gradient_outputs": tuple(written["gradient_outputs"]),
         "reduce_gradients": written["reduce_gradients"],
         "reduce_dtype": named(written["reduce_dtype"]) if written["reduce_dtype"] is not None else None,
+        "hardware": Hardware.from_dict(written["hardware"]),
+        "shared_axes": frozenset(written["shared_axes"]),
     }
 
 

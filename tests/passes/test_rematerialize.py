@@ -107,7 +107,7 @@ def test_gathered_parameters_are_not_saved_and_reasons_are_told() -> None:
 def test_what_cannot_be_asked() -> None:
     with pytest.raises(PlanError, match=r"remat.policy='ful'.*'full'"):
         Remat("ful")
-    with pytest.raises(PlanError, match="no list of module patterns"):
+    with pytest.raises(PlanError, match="no list of patterns"):
         Remat(keep=True)  # type: ignore[arg-type]
     with pytest.raises(PassError, match="no repeated layers"):
         _compiled(ZOO["odd"], "dp=2,remat=full")
