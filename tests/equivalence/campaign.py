@@ -35,7 +35,7 @@ from tests.support.ranks import Ranks
 
 STORE = Path(__file__).parents[2] / "bench" / "results" / "properties.json"
 CHUNK = 25
-_KINDS = (*["passes"] * 5, *["training alone"] * 2, "training on ranks")  # the last takes five times as long
+_KINDS = (*["passes"] * 10, *["training alone"] * 5, "training on ranks")  # the last takes five times as long
 
 
 @dataclass
