@@ -6,17 +6,18 @@ memory each rank writes a segment that the others read, and segments are kept fo
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Generic
 
 from torch import fx
 
+from graphopt.cost.sizes import ExampleSizes, Size, Sizes
 from graphopt.ir import Program
 from graphopt.ir.collectives import Collective, collective_of, collectives_of, launch_of, sources_of, waits_of
-from graphopt.ir.liveness import Interval, intervals
-from graphopt.ir.values import byte_size
+from graphopt.ir.liveness import Interval
 
 
 @dataclass(frozen=True)
-class Life:
+class Life(Generic[Size]):
     """Bytes alive from position `first` of the graph through `last`; None: to the end.
 
     owner: name of the node that they are allocated by or for.
@@ -24,21 +25,33 @@ class Life:
 
     owner: str
     category: str
-    size: int
+    size: Size
     first: int
     last: int | None
 
 
-class Transfers:
-    """The collectives of a program. mesh: axis -> ranks; shared_axes: those that exchange through shared memory."""
+class Transfers(Generic[Size]):
+    """The collectives of a program. mesh: axis -> ranks; shared_axes: those that exchange through shared memory.
 
-    def __init__(self, program: Program, mesh: Mapping[str, int], shared_axes: frozenset[str]) -> None:
+    storages: what the program's calls allocate. What is decided by sizes is decided by those of the example.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        storages: list[Interval],
+        sizes: Sizes[Size],
+        mesh: Mapping[str, int],
+        shared_axes: frozenset[str],
+    ) -> None:
         self._position = {node: index for index, node in enumerate(program.graph.nodes)}
         self._collectives = collectives_of(program)
+        self._sizes = sizes
+        self._example = ExampleSizes(mesh)
         self._mesh = mesh
         self._shared_axes = shared_axes
         self._ends: dict[fx.Node, list[int | None]] = {}
-        for interval in intervals(program):
+        for interval in storages:
             self._ends.setdefault(_launch(interval.owner), []).append(interval.last)
 
     def life_of(self, interval: Interval) -> tuple[int, int | None]:
@@ -52,18 +65,18 @@ class Transfers:
             last = None if None in ends else max(end for end in ends if end is not None)
         return self._wait(collective), last
 
-    def buffers(self) -> Iterator[Life]:
+    def buffers(self) -> Iterator[Life[Size]]:
         """What collectives hold beside their results."""
         for collective in self._collectives:
             if collective.axis not in self._shared_axes:
                 yield from self._packed(collective)
-            elif collective.kind == "all-reduce" and self._is_copied(collective):
+            elif collective.kind == "all-reduce" and self.is_copied(collective):
                 launch = self._position[collective.node]
-                yield Life(collective.node.name, "communication", collective.whole_bytes, launch, launch)
+                yield Life(collective.node.name, "communication", self._sizes.whole(collective), launch, launch)
         for axis in self._shared_axes:
-            yield from self._segments([c for c in self._collectives if c.axis == axis], self._mesh[axis])
+            yield from self._segments([c for c in self._collectives if c.axis == axis])
 
-    def _packed(self, collective: Collective) -> Iterator[Life]:
+    def _packed(self, collective: Collective) -> Iterator[Life[Size]]:
         """Buffers from launch to wait. One tensor to be summed is itself held on to.
 
         On the CPU a sum is an exchange all to all, which arrives in as much as left.
@@ -71,14 +84,15 @@ class Transfers:
         if self._lands_in_place(collective):
             return
         launch, wait = self._position[collective.node], self._wait(collective)
-        leaving, name = _source_bytes(collective), collective.node.name
-        yield Life(name, "communication", leaving, launch if self._is_copied(collective) else launch + 1, wait)
+        name, whole = collective.node.name, self._sizes.whole(collective)
+        leaving = self._sizes.sources(collective) if collective.kind == "all-gather" else whole
+        yield Life(name, "communication", leaving, launch if self.is_copied(collective) else launch + 1, wait)
         if collective.kind == "all-gather" or sources_of(collective.node)[0].meta["val"].device.type == "cpu":
-            yield Life(name, "communication", collective.whole_bytes, launch, wait)
+            yield Life(name, "communication", whole, launch, wait)
         if collective.kind == "all-reduce":  # what this rank has summed, before all ranks gather it
-            yield Life(name, "communication", -(-leaving // self._mesh[collective.axis]), wait, wait)
+            yield Life(name, "communication", self._sizes.share(collective), wait, wait)
 
-    def _segments(self, collectives: list[Collective], ranks: int) -> Iterator[Life]:
+    def _segments(self, collectives: list[Collective]) -> Iterator[Life[Size]]:
         """Shared segments: each launch takes one that is free or a new one, which is kept.
 
         When a rank has waited for an exchange, the others have started it, so they are done with all that they wait
@@ -96,13 +110,14 @@ class Transfers:
             surely_free = min((w for start, w, _ in spans if start > wait), default=2 * length)
             free += [size for until, size in in_use if until < launch]
             in_use = [(until, size) for until, size in in_use if until >= launch]
-            for needed in _segment_sizes(collective, ranks):
+            needs = zip(_segments(self._example, collective), _segments(self._sizes, collective), strict=True)
+            for needed, made in needs:
                 size = min((size for size in free if needed <= size <= 2 * needed), default=0)
                 if size:
                     free.remove(size)
                 else:
                     size = needed
-                    yield Life(collective.node.name, "segments", size, 0, None)
+                    yield Life(collective.node.name, "segments", made, 0, None)
                 in_use.append((surely_free, size))
 
     def _lands_in_place(self, collective: Collective) -> bool:
@@ -110,7 +125,7 @@ class Transfers:
         alone = collective.kind == "all-gather" and len(sources_of(collective.node)) == 1
         return alone and collective.axis not in self._shared_axes
 
-    def _is_copied(self, collective: Collective) -> bool:
+    def is_copied(self, collective: Collective) -> bool:
         """Whether what leaves is a copy: several tensors are, and one that is padded to equal shares."""
         ranks = self._mesh[collective.axis]
         elements = sum(source.meta["val"].numel() for source in sources_of(collective.node))
@@ -127,11 +142,8 @@ def _launch(owner: fx.Node) -> fx.Node:
     return owner if launched is None else launched[0].node
 
 
-def _source_bytes(collective: Collective) -> int:
-    return byte_size([source.meta["val"] for source in sources_of(collective.node)])
-
-
-def _segment_sizes(collective: Collective, ranks: int) -> list[int]:
+def _segments(sizes: Sizes[Size], collective: Collective) -> list[Size]:
     """An all-reduce gathers, in a second segment, what each rank has summed."""
-    size = _source_bytes(collective)
-    return [size, -(-size // ranks)] if collective.kind == "all-reduce" else [size]
+    if collective.kind == "all-reduce":
+        return [sizes.whole(collective), sizes.share(collective)]
+    return [sizes.sources(collective)]
