@@ -1,7 +1,8 @@
-"""``python -m bench train``, ``compile``, ``verify``: measure, print a table, store the result as JSON."""
+"""Measure, print a table, store the result as JSON; ``python -m bench --help`` says what there is to measure."""
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from bench.compile_time import first_steps, giant, growth, verification
 from bench.machine import description
+from bench.optimizer import compare
 from bench.rivals import RIVALS
 from bench.statistics import spread
 from bench.train import measure
@@ -61,6 +63,46 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
     return {"share": shares}
 
 
+def _optimizer(options: argparse.Namespace) -> dict[str, Any]:
+    found = compare(options.layers, options.rounds, options.steps, options.threads)
+    table = Table("dtype", "rival", "step ms", "quartiles", "of torch fused")
+    for dtype, fused in (("float32", "torch fused"), ("bfloat16", "torch fused, casts")):
+        for name, each in found[dtype]["seconds"].items():
+            ratio = found[dtype]["ratios"][fused][name]
+            milliseconds = f"{each['median'] * 1e3:.1f}", f"{each['low'] * 1e3:.1f}–{each['high'] * 1e3:.1f}"
+            table.add_row(dtype, name, *milliseconds, f"{ratio['median']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f})")
+    Console(width=140).print(table, f"{found['elements']:,} elements in {found['tensors']} tensors")
+    return found
+
+
+def _disk(options: argparse.Namespace) -> dict[str, Any]:
+    found = throughput(options.folder, options.mib << 20, options.block_mib << 20, options.depth, options.rounds)
+    table = Table("direction", "rival", "GB/s", "quartiles", *(f"of fio {engine}" for engine in ENGINES))
+    for direction, rivals in found["bytes_per_second"].items():
+        for name, each in rivals.items():
+            ratios = [found["ratios"][direction][f"fio {engine}"].get(name) for engine in ENGINES]
+            shown = [f"{r['median']:.3f} ({r['low']:.3f}–{r['high']:.3f})" if r else "1" for r in ratios]
+            spread_of = f"{each['low'] / 1e9:.2f}–{each['high'] / 1e9:.2f}"
+            table.add_row(direction, name, f"{each['median'] / 1e9:.2f}", spread_of, *shown)
+    Console(width=140).print(table, f"direct I/O: {found['is_direct']}")
+    return found
+
+
+def _offload(options: argparse.Namespace) -> dict[str, Any]:
+    found = beyond_memory(options.folder, options.width, options.layers, options.steps, options.chunk_mib << 20)
+    table = Table("state", "limit GB", "most GB", "median step s", "ended")
+    for name, limit in (("in_memory", None), ("on_disk", 1), ("in_memory_under_the_limit", 1)):
+        run, shown = found[name], f"{found['limit_bytes'] / 1e9:.2f}" if limit else ""
+        if "error" in run:
+            table.add_row(name, shown, "", "", run["error"])
+        else:
+            seconds = f"{spread(run['seconds'][1:]).median:.2f}"
+            table.add_row(name, shown, f"{run['data_bytes'] / 1e9:.2f}", seconds, f"parameters {run['parameters'][:12]}")
+    equal = "equal in every bit" if found["is_bitwise_equal"] else "DIFFERENT"
+    Console(width=140).print(table, f"{found['elements']:,} elements; on disk and in memory: {equal}")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -80,6 +122,29 @@ def main() -> None:
     verifying.add_argument("--rounds", type=int, default=3)
     verifying.add_argument("--result", default="verify")
     verifying.set_defaults(run=_verify)
+    updating = commands.add_parser("optimizer", help="AdamW on the CPU beside torch's")
+    updating.add_argument("--layers", type=int, default=9)
+    updating.add_argument("--rounds", type=int, default=20)
+    updating.add_argument("--steps", type=int, default=5)
+    updating.add_argument("--threads", type=int, default=os.cpu_count())
+    updating.add_argument("--result", default="optimizer")
+    updating.set_defaults(run=_optimizer)
+    writing = commands.add_parser("disk", help="throughput of tensors in files beside fio")
+    writing.add_argument("--folder", type=Path, default=Path("bench-disk"), help="made for the run, removed after it")
+    writing.add_argument("--mib", type=int, default=1024, help="size of the file")
+    writing.add_argument("--block-mib", type=int, default=4)
+    writing.add_argument("--depth", type=int, default=8)
+    writing.add_argument("--rounds", type=int, default=10)
+    writing.add_argument("--result", default="disk")
+    writing.set_defaults(run=_disk)
+    offloading = commands.add_parser("offload", help="training beyond memory with state on disk")
+    offloading.add_argument("--folder", type=Path, default=Path("bench-offload"))
+    offloading.add_argument("--width", type=int, default=4096)
+    offloading.add_argument("--layers", type=int, default=16)
+    offloading.add_argument("--steps", type=int, default=6)
+    offloading.add_argument("--chunk-mib", type=int, default=64)
+    offloading.add_argument("--result", default="offload")
+    offloading.set_defaults(run=_offload)
     options = parser.parse_args()
     found = {
         "machine": description(),
