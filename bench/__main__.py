@@ -11,7 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.compile_time import first_steps, giant, growth, verification
+from bench.disk import ENGINES, throughput
 from bench.machine import description
+from bench.memory import POLICIES, STAGES, accuracy
+from bench.models import DIMENSIONS, MODELS
+from bench.offload import beyond_memory
 from bench.optimizer import compare
 from bench.rivals import RIVALS
 from bench.statistics import spread
@@ -61,6 +65,22 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
         table.add_row(str(depth), f"{each['median']:.1%}", f"{each['low']:.1%}–{each['high']:.1%}")
     Console().print(table)
     return {"share": shares}
+
+
+def _memory(options: argparse.Namespace) -> dict[str, Any]:
+    policies = [None if policy == "none" else policy for policy in options.policies.split(",")]
+    stages = [int(stage) for stage in options.stages.split(",")]
+    found = accuracy(options.models.split(","), options.sizes.split(","), stages, policies)
+    table = Table("model", "size", "zero", "remat", "predicted", "measured", "deviation")
+    for row in found["ranks"]:
+        numbers = (f"{row['predicted']:,}", f"{row['measured']:,}", f"{row['deviation']:+.4%}")
+        table.add_row(row["model"], row["size"], str(row["stage"]), row["remat"] or "", *numbers)
+    kernels = Table("model", "size", "predicted", "allocated, operators' workspace included", "deviation")
+    for row in found["workspace"]:
+        apart = row["predicted"] / row["allocated"] - 1
+        kernels.add_row(row["model"], row["size"], f"{row['predicted']:,}", f"{row['allocated']:,}", f"{apart:+.4%}")
+    Console(width=140).print(table, kernels, f"from {found['lowest']:+.4%} to {found['highest']:+.4%}")
+    return found
 
 
 def _optimizer(options: argparse.Namespace) -> dict[str, Any]:
@@ -122,6 +142,13 @@ def main() -> None:
     verifying.add_argument("--rounds", type=int, default=3)
     verifying.add_argument("--result", default="verify")
     verifying.set_defaults(run=_verify)
+    remembering = commands.add_parser("memory", help="predicted and measured peaks of memory")
+    remembering.add_argument("--models", default=",".join(MODELS))
+    remembering.add_argument("--sizes", default=",".join(DIMENSIONS))
+    remembering.add_argument("--stages", default=",".join(map(str, STAGES)))
+    remembering.add_argument("--policies", default=",".join(policy or "none" for policy in POLICIES))
+    remembering.add_argument("--result", default="memory")
+    remembering.set_defaults(run=_memory)
     updating = commands.add_parser("optimizer", help="AdamW on the CPU beside torch's")
     updating.add_argument("--layers", type=int, default=9)
     updating.add_argument("--rounds", type=int, default=20)
@@ -148,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     found = {
         "machine": description(),
-        "options": {k: v for k, v in vars(options).items() if k != "run"},
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "run"},
         **options.run(options),
     }
     RESULTS.mkdir(exist_ok=True)
