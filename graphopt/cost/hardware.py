@@ -53,7 +53,8 @@ class Hardware:
     memory_bandwidth: bytes/s that operations read and write. memory_bytes: what the device holds.
     launch_seconds: what every operation takes beside its work.
     link: of every mesh axis that is not named in `links`.
-    allocation_bytes: what the device's allocator rounds sizes up to.
+    allocation_bytes: what the device's allocator rounds sizes up to: 512 in PyTorch's for CUDA (`kMinBlockSize` in
+        c10/cuda), whose blocks above 1 MiB may be up to 1 MiB larger still, where the rest of one is not split off.
     Numbers may be text (``"3.35e12"``, ``"80GiB"``). Raises GraphoptError for a value that is no such number.
     """
 
@@ -208,6 +209,7 @@ _HOPPER = {
     "int8": 1979e12,
 }
 _AMPERE = {"float64": 19.5e12, "float32": 19.5e12, "bfloat16": 312e12, "float16": 312e12, "int8": 624e12}
+# PyTorch aligns memory of the CPU to 64 bytes (`gAlignment` in c10/core/alignment.h), so blocks are as far apart.
 # Two cores at 3 GHz with two 256-bit multiply-adds a cycle, on one channel of DDR4-3200; ranks share the memory.
 _CPU = {"float64": 96e9, "float32": 192e9}
 PRESETS: Mapping[str, Hardware] = MappingProxyType(

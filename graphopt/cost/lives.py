@@ -3,8 +3,10 @@
 A storage lives from the node that allocates it to the last that reads it; `transfers` says what collectives need.
 """
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import fx
@@ -39,7 +41,14 @@ class OptimizerState:
     scalars: int = 0
 
 
-ADAMW = OptimizerState(tensors=2, scalars=1)
+# As torch's optimizers keep it.
+OPTIMIZERS: Mapping[str, OptimizerState] = MappingProxyType(
+    {
+        "adamw": OptimizerState(tensors=2, scalars=1),
+        "momentum": OptimizerState(tensors=1),
+        "sgd": OptimizerState(tensors=0),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -65,12 +74,16 @@ def lives_of(
     owner = storage_of(program)
     category = _categories(program, owner)
     copied = _last_of_new_buffers(program, owner)
+    held = _lists(program, owner)
     lives = [*_inputs(program, sizes), *_trained(program, sizes, around)]
     for interval in storages:
         node = interval.owner
         first, last = (0, None) if facts_of(node).resident else transfers.life_of(interval)
-        kind = category.get(node, "temporaries")
-        lives.append(Life(node.name, kind, sizes.storage(node), first, copied.get(node, last)))
+        last = copied.get(node, last)
+        if last is not None and node.args and node.args[0] in held:
+            last = max(last, held[node.args[0]][1])  # type: ignore[index]
+        lives.append(Life(node.name, category.get(node, "temporaries"), sizes.storage(node), first, last))
+    lives += _unread(held, sizes)
     lives += transfers.buffers()
     return lives
 
@@ -114,6 +127,26 @@ def _trained(program: Program, sizes: Sizes[Size], around: Around) -> Iterator[L
                 yield Life(node.name, "optimizer", sizes.in_dtype(node, dtype), 0, None)
             for _ in range(state.scalars):
                 yield Life(node.name, "optimizer", sizes.scalar(torch.float32), 0, None)
+
+
+def _lists(program: Program, owner: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, tuple[int, int]]:
+    """Calls that give several new tensors: where they are, and where the last is taken; until then all are held."""
+    held: dict[fx.Node, tuple[int, int]] = {}
+    for position, node in enumerate(program.graph.nodes):
+        if node.target is operator.getitem and node.args[0] in held:
+            held[node.args[0]] = (held[node.args[0]][0], position)
+        elif isinstance(node.meta.get("val"), (list, tuple)) and owner[node] is node and collective_of(node) is None:
+            held[node] = (position, position)
+    return held
+
+
+def _unread(held: Mapping[fx.Node, tuple[int, int]], sizes: Sizes[Size]) -> Iterator[Life[Size]]:
+    """Results that nobody takes, for instance statistics of a norm that backward computes again."""
+    for node, (first, last) in held.items():
+        taken = {user.args[1] for user in node.users}
+        for index, value in enumerate(node.meta["val"]):
+            if isinstance(value, torch.Tensor) and index not in taken:
+                yield Life(node.name, "temporaries", sizes.value(value), first, last)
 
 
 def _last_of_new_buffers(program: Program, owner: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, int]:

@@ -22,6 +22,10 @@ _REDUCED_IN_RESULT = frozenset(
 class Sizes(Generic[Size]):
     """Bytes as numbers, or as expressions over symbols; ranks of each axis likewise."""
 
+    def value(self, value: torch.Tensor) -> Size:
+        """Bytes of a tensor whose size is the same on any number of ranks."""
+        raise NotImplementedError
+
     def tensor(self, node: fx.Node) -> Size:
         """Bytes of a node's tensor."""
         raise NotImplementedError
@@ -65,6 +69,9 @@ class ExampleSizes(Sizes[int]):
 
     def __init__(self, mesh: Mapping[str, int]) -> None:
         self._mesh = mesh
+
+    def value(self, value: torch.Tensor) -> int:
+        return byte_size(value)
 
     def tensor(self, node: fx.Node) -> int:
         return byte_size(node.meta["val"])

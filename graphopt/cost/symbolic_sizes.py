@@ -46,6 +46,9 @@ class SymbolicSizes(Sizes[sympy.Expr]):
             for node in program.compute_nodes():
                 self._derive(node)
 
+    def value(self, value: torch.Tensor) -> sympy.Expr:
+        return self._count(value) * value.element_size()
+
     def tensor(self, node: fx.Node) -> sympy.Expr:
         return self.in_dtype(node, node.meta["val"].dtype)
 

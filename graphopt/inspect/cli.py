@@ -24,6 +24,7 @@ from graphopt.inspect.views import source as source_view
 from graphopt.inspect.views import summary as summary_view
 from graphopt.inspect.views import why as why_view
 from graphopt.inspect.views.base import View
+from graphopt.inspect.views.memory_picture import write_picture
 from graphopt.ir import Level
 from graphopt.nearest import nearest
 
@@ -107,9 +108,17 @@ def communication(request: Request) -> View:
 
 
 @view
-def memory(request: Request) -> View:
-    """Bytes on one rank by category, over the step, and what makes the peak."""
-    return memory_view.memory(request.inspection)
+def memory(
+    request: Request,
+    sweep: Annotated[list[str] | None, typer.Option(help="evaluate the closed form: batch=2,4,8 (repeatable)")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="count its state too: adamw, momentum or sgd")] = None,
+    picture: Annotated[Path | None, typer.Option(help="draw the timeline too, as SVG")] = None,
+) -> View:
+    """Bytes on one rank by category, over the step, what makes the peak, and its closed form over sizes."""
+    sizes = memory_view.parse_sweep(sweep or [])
+    if picture is not None:
+        write_picture(request.inspection, picture)
+    return memory_view.memory(request.inspection, sizes, optimizer)
 
 
 @view
