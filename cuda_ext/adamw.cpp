@@ -110,7 +110,7 @@ __attribute__((target("avx2,fma"))) void update_avx2(
 }
 
 template <typename Gradient, bool has_copy>
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))) void update_avx512(
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void update_avx512(
     const Run& run, std::int64_t begin, std::int64_t end, const Factors& f) {
     update<true, Gradient, has_copy>(run, begin, end, f);
 }

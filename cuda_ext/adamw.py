@@ -25,6 +25,7 @@ _DTYPES = {
     "exp_avg_sq": _FLOAT32,
     "copy": (torch.bfloat16,),
 }
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
 class Run(NamedTuple):
@@ -43,8 +44,9 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """AdamW's hyperparameters at one step; step: how many updates there are with this one; gradients are multiplied by
-    `gradient_scale` first.
+    """AdamW's hyperparameters at one step.
+
+    step: 1 at the first update; gradient_scale: what gradients are multiplied by before anything else.
     """
 
     step: int
@@ -71,8 +73,9 @@ class Settings:
 def update(runs: Sequence[Run], settings: Settings) -> None:
     """One step of AdamW on every run. Any part of a larger tensor may be a run: elements do not see each other.
 
-    On the CPU torch's number of threads share one pass over memory. What lies on another device, or with gaps, is
-    updated by torch's operators. Raises ValueError that names the run and its tensor, before any is changed.
+    On the CPU torch's number of threads share one pass over memory. What lies on another device, or with gaps, or is of
+    a subclass, is updated by torch's operators. Raises ValueError that names the run and its tensor, before any is
+    changed.
     """
     for index, run in enumerate(runs):
         _check(run, index)
@@ -143,9 +146,10 @@ def _check(run: Run, index: int) -> None:
 
 def _is_flat(run: Run) -> bool:
     """Whether every tensor is a stretch of the CPU's memory, with its elements in the same order as the others."""
-    if not run.parameter.is_cpu:
-        return False
     tensors = [tensor for tensor in run if tensor is not None]
+    # What the bytes of a subclass are (a fake tensor has none) is known to its operators alone.
+    if not run.parameter.is_cpu or not _PLAIN.issuperset(map(type, tensors)):
+        return False
     if all(map(torch.Tensor.is_contiguous, tensors)):
         return True
     strides = run.parameter.stride()
@@ -172,6 +176,7 @@ def _factors(at: Settings) -> tuple[float, ...]:
     return (at.gradient_scale, at.decay, 1 - beta1, beta2, 1 - beta2, at.correction, at.eps, -at.step_size)
 
 
+@torch.no_grad()
 def _update_by_operators(run: Run, at: Settings) -> None:
     beta1, beta2 = at.betas
     gradient = run.gradient.float() * at.gradient_scale

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graphopt._torch import new_fake_mode, version_of
 from graphopt.cuda_ext import adamw
 from graphopt.cuda_ext.adamw import Run, Settings, update, update_flat
 
@@ -225,11 +226,18 @@ def test_tensors_may_lie_in_any_order(lay: Any, other_gradient: bool) -> None:
     torch.testing.assert_close(run.parameter, expected.parameter, rtol=1e-6, atol=1e-7)
 
 
+def test_tensors_without_bytes_are_updated_by_their_operators() -> None:
+    with new_fake_mode():
+        run = Run(torch.nn.Parameter(torch.zeros(4)), torch.zeros(4), torch.zeros(4), torch.zeros(4))
+        update([run], Settings(1))
+    assert version_of(run.parameter) > 0
+
+
 def test_a_change_is_seen_by_version_counters() -> None:
     run = _run(5, copy=True)
-    before = [tensor._version for tensor in run if tensor is not None]
+    before = [version_of(tensor) for tensor in run if tensor is not None]
     update([run], Settings(1))
-    after = [tensor._version for tensor in run if tensor is not None]
+    after = [version_of(tensor) for tensor in run if tensor is not None]
     assert [now > then for now, then in zip(after, before, strict=True)] == [True, False, True, True, True]
 
 
