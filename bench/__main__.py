@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench.compile_time import first_steps, giant, growth, verification
@@ -114,10 +115,11 @@ def _offload(options: argparse.Namespace) -> dict[str, Any]:
     for name, limit in (("in_memory", None), ("on_disk", 1), ("in_memory_under_the_limit", 1)):
         run, shown = found[name], f"{found['limit_bytes'] / 1e9:.2f}" if limit else ""
         if "error" in run:
-            table.add_row(name, shown, "", "", run["error"])
+            table.add_row(name, shown, "", "", escape(run["error"]))
         else:
             seconds = f"{spread(run['seconds'][1:]).median:.2f}"
-            table.add_row(name, shown, f"{run['data_bytes'] / 1e9:.2f}", seconds, f"parameters {run['parameters'][:12]}")
+            most, digest = f"{run['data_bytes'] / 1e9:.2f}", run["parameters"][:12]
+            table.add_row(name, shown, most, seconds, f"parameters {digest}")
     equal = "equal in every bit" if found["is_bitwise_equal"] else "DIFFERENT"
     Console(width=140).print(table, f"{found['elements']:,} elements; on disk and in memory: {equal}")
     return found
@@ -157,7 +159,7 @@ def main() -> None:
     updating.add_argument("--result", default="optimizer")
     updating.set_defaults(run=_optimizer)
     writing = commands.add_parser("disk", help="throughput of tensors in files beside fio")
-    writing.add_argument("--folder", type=Path, default=Path("bench-disk"), help="made for the run, removed after it")
+    writing.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk to measure")
     writing.add_argument("--mib", type=int, default=1024, help="size of the file")
     writing.add_argument("--block-mib", type=int, default=4)
     writing.add_argument("--depth", type=int, default=8)
@@ -165,7 +167,7 @@ def main() -> None:
     writing.add_argument("--result", default="disk")
     writing.set_defaults(run=_disk)
     offloading = commands.add_parser("offload", help="training beyond memory with state on disk")
-    offloading.add_argument("--folder", type=Path, default=Path("bench-offload"))
+    offloading.add_argument("--folder", type=Path, default=Path.cwd())
     offloading.add_argument("--width", type=int, default=4096)
     offloading.add_argument("--layers", type=int, default=16)
     offloading.add_argument("--steps", type=int, default=6)

@@ -38,7 +38,8 @@ def train(
         resource.setrlimit(resource.RLIMIT_DATA, (before + limit, before + limit))
     model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
     parameters = list(model.parameters())
-    optimizer = DiskAdamW(parameters, folder, chunk_size=chunk_size) if folder else AdamW(parameters)
+    lr = 1e-5
+    optimizer = DiskAdamW(parameters, folder, lr, chunk_size=chunk_size) if folder else AdamW(parameters, lr)
     losses, seconds, most = [], [], 0
     for step in range(steps):
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -26,14 +27,16 @@ def throughput(folder: Path, size: int, block: int, depth: int, rounds: int) -> 
     """
     if shutil.which("fio") is None:
         raise SystemExit("fio is not installed, and it is what we compare with: apt-get install fio")
-    folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, dict[str, list[list[float]]]] = {"write": {}, "read": {}}
     tensor = page_aligned([size], torch.uint8).random_(generator=torch.Generator().manual_seed(0))
     with (
-        TensorFiles(folder / "plain", block_size=block, depth=depth) as plain,
-        TensorFiles(folder / "checked", block_size=block, depth=depth, checked=True) as checked,
+        tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as inside,
+        TensorFiles(Path(inside, "plain"), block_size=block, depth=depth) as plain,
+        TensorFiles(Path(inside, "checked"), block_size=block, depth=depth, checked=True) as checked,
     ):
-        runs: dict[str, Callable[[str], float]] = {f"fio {e}": _fio(e, folder, size, block, depth) for e in ENGINES}
+        runs: dict[str, Callable[[str], float]] = {
+            f"fio {e}": _fio(e, Path(inside), size, block, depth) for e in ENGINES
+        }
         runs |= {"graphopt": _ours(plain, tensor), "graphopt, checked": _ours(checked, tensor)}
         for turn in tqdm(range(rounds + 1), desc="rounds"):
             for name, run in runs.items():
@@ -41,7 +44,6 @@ def throughput(folder: Path, size: int, block: int, depth: int, rounds: int) -> 
                     taken = run(direction)
                     if turn:
                         each.setdefault(name, []).append([taken])
-    shutil.rmtree(folder)
     return {
         "is_direct": plain.is_direct,
         "bytes_per_second": {

@@ -9,7 +9,7 @@ from bench.offload import beyond_memory
 
 @pytest.mark.long
 def test_training_beyond_memory_is_bitwise_training_in_memory(tmp_path: Path) -> None:
-    found = beyond_memory(tmp_path, width=2048, layers=12, steps=3, chunk_size=16 << 20)
+    found = beyond_memory(tmp_path, width=4096, layers=4, steps=3, chunk_size=16 << 20)
     assert found["is_bitwise_equal"]
     assert len(set(found["on_disk"]["losses"])) == 3
     assert (
