@@ -104,7 +104,7 @@ def whole_batch_outcome(workload: Workload) -> Outcome:
 
 @dataclass(frozen=True)
 class _EagerRun:
-    """Outputs and changed buffers by role, gradients by parameter."""
+    """Outputs and buffers by role, gradients by parameter."""
 
     users: dict[str, torch.Tensor]
     buffers: dict[str, torch.Tensor]
@@ -125,11 +125,9 @@ def _eager_run(workload: Workload, batch: list[torch.Tensor], rank: int) -> _Eag
         take_apart(model(*args, **kwargs), outputs)
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         gradients = _gradients(workload, outputs, parameters)
-    before = dict(workload.model.named_buffers())
-    changed = {n: b for n, b in model.named_buffers() if not torch.equal(b, before[n])}
     return _EagerRun(
         {f"user {index}": output.detach() for index, output in enumerate(outputs)},
-        {f"buffer {name}": buffer for name, buffer in changed.items()},
+        {f"buffer {name}": buffer for name, buffer in model.named_buffers()},
         gradients,
     )
 
@@ -142,6 +140,7 @@ def program_outcome(program: Program, workload: Workload, *, gradients: bool = T
         results = _results(program, workload, inputs)
     users = [values for role, values in zip(program.outputs, results, strict=True) if role.kind is OutputKind.USER]
     found: Outcome = {f"user {index}": [value.detach() for value in values] for index, values in enumerate(users)}
+    found |= {f"buffer {name}": [buffer] * workload.ranks for name, buffer in workload.model.named_buffers()}
     for role, values in zip(program.outputs, results, strict=True):
         if role.kind is OutputKind.BUFFER:
             found[str(role)] = [value.detach() for value in values]

@@ -122,3 +122,21 @@ def test_a_pass_that_finds_nothing_is_compared_bit_for_bit() -> None:
     verdict = check(nn.Linear(3, 2), (torch.randn(4, 3),), {}, plan)
     (found,) = (each for each in verdict.comparisons if each.name == "synchronize_batch_norm")
     assert verdict.guilty is None and found.tier is Tier.BITWISE
+
+
+class _Unmoved(nn.Module):
+    """Writes a buffer what it holds already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(3))
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.mul_(0.9)
+        return (x * self.weight + self.seen).sum()
+
+
+def test_a_buffer_that_is_written_its_own_value_is_no_difference() -> None:
+    verdict = check(_Unmoved(), (torch.ones(2, 3),), {}, Plan.parse("zero=0").resolve(2))
+    assert verdict.guilty is None, verdict
