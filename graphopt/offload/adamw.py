@@ -27,10 +27,10 @@ class DiskAdamW(AdamW):
     """`graphopt.optim.AdamW` whose moments and masters are in files: same arguments, results (bitwise) and state dict.
 
     A step streams them by in chunks, the next being read while one is updated and the last is written, so the state
-    takes memory for three chunks only. Parameters and gradients stay where they are; those of an accelerator are
-    updated on the CPU, chunk by chunk. Each rank has files of its own, removed by `close` and at the end of the
-    process: what outlives it is the state dict. If a file of one rank fails, `step` raises OffloadError on every rank
-    of their meshes; the parameters are then between two steps, and the last checkpoint is what to go on from.
+    takes memory for three chunks only. Parameters and gradients stay in memory, that of the CPU. Each rank has files of
+    its own, removed by `close` and at the end of the process: what outlives it is the state dict. If a file of one rank
+    fails, `step` raises OffloadError on every rank of the parameters' meshes; the parameters are then between two
+    steps, and the last checkpoint is what to go on from.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class DiskAdamW(AdamW):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of `AdamW`; the tensors may be mapped from files, and are read one after the other."""
-        steps = {index: {"step": state["step"]} for index, state in state_dict["state"].items()}
-        super().load_state_dict({**state_dict, "state": steps})
         given: dict[str, list[torch.Tensor]] = {}
         for index, parameter in self._numbered(state_dict):
-            if index in steps:
+            if index in state_dict["state"]:
                 name = self._names[parameter]
                 given[name] = _as_rows(name, parameter, state_dict["state"][index])
+        steps = {index: {"step": state["step"]} for index, state in state_dict["state"].items()}
+        super().load_state_dict({**state_dict, "state": steps})
         self._stream(partial(_copy_in, given), given, "load_state_dict", write=True)
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class DiskAdamW(AdamW):
         """The parameters with the numbers that a state dict has for them."""
         self._enroll()
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        return list(zip(numbers, self._parameters(), strict=True))
+        return list(zip(numbers, self._parameters(), strict=False))  # torch compares the groups
 
     def _enroll(self) -> None:
         """Give parameters that are new here their place in the files."""
@@ -185,15 +185,11 @@ class DiskAdamW(AdamW):
 
 def _change(shards: Mapping[str, Shard], parts: Sequence[Part]) -> None:
     runs: dict[Settings, list[Run]] = defaultdict(list)
-    changed = []
     for part in parts:
-        run, values = shards[part.name].run(part)
-        runs[shards[part.name].settings].append(run)
-        changed.append(values)
+        shard = shards[part.name]
+        runs[shard.settings].append(shard.run(part))
     for settings, due in runs.items():
         update(due, settings)
-    for part, values in zip(parts, changed, strict=True):
-        shards[part.name].keep(part, values)
 
 
 def _copy_out(copies: Mapping[str, torch.Tensor], parts: Sequence[Part]) -> None:

@@ -47,24 +47,17 @@ class Shard:
         values, flat = local_tensor(parameter).reshape(-1), local_tensor(gradient).reshape(-1)
         return cls(parameter, values, flat, settings, is_new, renews_master)
 
-    def run(self, part: Part) -> tuple[Run, torch.Tensor]:
-        """What is to be updated of `part`, on the CPU, and the tensor there that gets the new values."""
-        stretch = slice(part.start, part.stop)
+    def run(self, part: Part) -> Run:
+        """What is to be updated of `part`."""
         if self.is_new:
             part.rows[: len(MOMENTS)].zero_()
         exp_avg, exp_avg_sq, *masters = part.rows
-        gradient, values = self.gradient[stretch].to("cpu"), self.values[stretch].to("cpu")
+        values, gradient = self.values[part.start : part.stop], self.gradient[part.start : part.stop]
         if not masters:
-            return Run(values, gradient, exp_avg, exp_avg_sq), values
+            return Run(values, gradient, exp_avg, exp_avg_sq)
         if self.renews_master:
             masters[0].copy_(values)
-        return Run(masters[0], gradient, exp_avg, exp_avg_sq, values), values
-
-    def keep(self, part: Part, values: torch.Tensor) -> None:
-        """Take back what `run` handed out, unless it was the parameter itself."""
-        target = self.values[part.start : part.stop]
-        if values.data_ptr() != target.data_ptr():
-            target.copy_(values)
+        return Run(masters[0], gradient, exp_avg, exp_avg_sq, values)
 
     def finish(self) -> None:
         """After the last part: bring the values home if they were not a view."""

@@ -130,6 +130,9 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         state["exp_avg_sq"] = torch.zeros(33, 65)
         with pytest.raises(ValueError, match=r"is \[33, 65\] on this rank, the parameter \[65, 33\]"):
             optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
+        with pytest.raises(ValueError, match="different number of parameter groups"):
+            optimizer.load_state_dict({"state": {}, "param_groups": groups[:1]})
+        assert not optimizer.state
 
 
 def test_closures_scales_and_unusual_layouts(tmp_path: Path) -> None:
