@@ -109,11 +109,26 @@ def test_a_step_is_torchs(size: int, offset: int, bf16: bool, copy: bool, at: Se
         assert torch.equal(ours.parameter[:vectors], fused.parameter[:vectors])
     step = fused.parameter - before.parameter * at.decay
     assert _units(ours.parameter, fused.parameter, before.parameter, step) <= 2
-    # torch's roots are not the nearest number where it is not fused.
-    theirs_apart = _units(fused.parameter, theirs.parameter, before.parameter, step)
-    assert _units(ours.parameter, theirs.parameter, before.parameter, step) <= max(1, theirs_apart)
+    # Roots that are one unit off count twice or so in the step, and that is all of the parameter where it was small.
+    assert _units(ours.parameter, theirs.parameter, before.parameter, step) <= 5
     assert torch.equal(ours.gradient, before.gradient)
     assert ours.copy is None or torch.equal(ours.copy, ours.parameter.bfloat16())
+
+
+def test_training_is_that_of_torchs_fused_kernel_bit_by_bit() -> None:
+    run = _run(64 * 600)
+    theirs = torch.nn.Parameter(run.parameter.clone())
+    optimizer = torch.optim.AdamW([theirs], fused=True)
+    for tensor in (run.exp_avg, run.exp_avg_sq):
+        tensor.zero_()
+    for step in range(1, 101):
+        run.gradient.normal_()
+        theirs.grad = run.gradient.clone()
+        update([run], Settings(step))
+        optimizer.step()
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        assert torch.equal(run.parameter, theirs)
+    torch.testing.assert_close(run.parameter, theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", LEVELS)
