@@ -31,7 +31,7 @@ def test_training_alone(example: Example) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_training_on_ranks(ranks, world: int) -> None:
     @settings(max_examples=settings.default.max_examples // 4)
-    @given(example=examples((world,), random=False))
+    @given(example=examples((world,), random=False, whole_batch=False))
     def each(example: Example) -> None:
         judge_some_steps(example, on_ranks(ranks))
 
@@ -44,7 +44,7 @@ def test_a_failure_shrinks_to_a_script_that_fails_by_itself(tmp_path: Path) -> N
     @settings(
         max_examples=60, database=None, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck)
     )
-    @given(example=examples((1,)))
+    @given(example=examples((1,), random=False, most_layers=2))
     def each(example: Example) -> None:
         judge_each_pass(example, registry)
 

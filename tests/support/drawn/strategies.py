@@ -88,9 +88,17 @@ def _text(steps: list[Pass]) -> str:
 
 
 @st.composite
-def examples(draw: st.DrawFn, ranks: Sequence[int] = (1, 2, 3, 4), random: bool = True) -> Example:
-    """A module, its call and its plan. random: whether dropout and other random numbers are among the layers."""
-    layers = tuple(draw(st.lists(_layers(random), min_size=1, max_size=5)))
+def examples(
+    draw: st.DrawFn,
+    ranks: Sequence[int] = (1, 2, 3, 4),
+    random: bool = True,
+    whole_batch: bool = True,
+    most_layers: int = 5,
+) -> Example:
+    """A module, its call and its plan. random: whether dropout and other random numbers are among the layers.
+    whole_batch: whether ranks may take statistics together, so that each gives other outputs than eager on its part.
+    """
+    layers = tuple(draw(st.lists(_layers(random), min_size=1, max_size=most_layers)))
     # Capture refuses to assign a buffer that several blocks have.
     assigns = any(layer.kind == "running mean, assigned" for layer in layers)
     example = Example(
@@ -109,7 +117,8 @@ def examples(draw: st.DrawFn, ranks: Sequence[int] = (1, 2, 3, 4), random: bool 
     needed = (
         ["canonicalize", "differentiate"] + ["precision"] * (precision is not None) + ["zero"] * (example.ranks > 1)
     )
-    fitting = {"rematerialize": example.has_repeated_layers, "synchronize_batch_norm": example.is_mean_of_rows}
+    may_synchronize = whole_batch and example.is_mean_of_rows
+    fitting = {"rematerialize": example.has_repeated_layers, "synchronize_batch_norm": may_synchronize}
     others = [name for name in REGISTRY if fitting.get(name, True)]
     plan = Plan(
         mesh={"dp": example.ranks},
@@ -117,7 +126,7 @@ def examples(draw: st.DrawFn, ranks: Sequence[int] = (1, 2, 3, 4), random: bool 
         precision=precision,
         dynamic=draw(st.sampled_from([None, None, "batch"])),
         passes=draw(st.one_of(st.none(), pipelines(needed, others))),
-        batch_norm=draw(st.sampled_from(["local", "global"])) if example.is_mean_of_rows else "local",
+        batch_norm=draw(st.sampled_from(["local", "global"])) if may_synchronize else "local",
         transport=draw(st.sampled_from(["auto", "group"])),
     )
     return dataclasses.replace(example, plan=plan)
