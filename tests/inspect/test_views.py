@@ -3,18 +3,21 @@
 import json
 import math
 from collections.abc import Callable
+from xml.etree import ElementTree
 
 import pydot
 import pytest
 from rich.console import Console
 
 from graphopt.cost.chrome_trace import chrome_trace
+from graphopt.errors import GraphoptError
 from graphopt.inspect.document import document
 from graphopt.inspect.fold import fold
 from graphopt.inspect.inspection import Inspection
 from graphopt.inspect.placement import placements
 from graphopt.inspect.views import compare, graph, memory, schedule, source, summary, why
 from graphopt.inspect.views.base import View
+from graphopt.inspect.views.memory_picture import picture
 from graphopt.ir import OutputKind
 from tests.support.inspected import PLAN, inspected
 
@@ -94,6 +97,39 @@ def test_the_timeline_adds_up_to_the_peak(inspection: Inspection) -> None:
         alive += next((size for position, size in reversed(steps) if position <= found.peak_position), 0)
     assert alive == found.peak_bytes == max(max(found.timeline), found.peak_bytes)
     assert sum(life.size for life in found.at_peak()) == found.peak_bytes
+
+
+def test_a_sweep_says_the_peak_at_each_size_or_why_not(inspection: Inspection) -> None:
+    view = memory.memory(inspection, {"ranks": [2, 3]}, "adamw")
+    known, unknown = view.values()["sweep"]
+    shard = known["by_category"]["parameters"]
+    assert known["by_category"]["optimizer"] > 2 * shard - 4096, "small parameters stay whole"
+    assert known["peak_bytes"] == view.values()["peak_bytes"]
+    assert "padding makes another program" in unknown["unknown"]
+    shown = _text(view)
+    assert "not known" in shown and "/ranks" in shown and "the peak is the largest of" in shown
+
+
+@pytest.mark.parametrize(
+    ("sweep", "optimizer", "said"),
+    [({"rank": [2]}, None, "'rank'; the nearest is 'ranks'"), ({}, "adamv", "'adamv'; the nearest is 'adamw'")],
+)
+def test_a_sweep_of_nothing_is_refused(
+    inspection: Inspection, sweep: dict[str, list[int]], optimizer: str | None, said: str
+) -> None:
+    with pytest.raises(GraphoptError) as raised:
+        memory.memory(inspection, sweep, optimizer).values()
+    assert said in str(raised.value)
+
+
+def test_a_picture_shows_every_category_up_to_the_peak(inspection: Inspection) -> None:
+    found = inspection.report.memory
+    drawn = ElementTree.fromstring(picture(found, len(inspection.program.graph.nodes)))
+    name = "{http://www.w3.org/2000/svg}"
+    areas = {area.findtext(f"{name}title"): area.get("points", "") for area in drawn.iter(f"{name}polygon")}
+    assert areas.keys() == found.by_category.keys()
+    heights = [float(point.split(",")[1]) for points in areas.values() for point in points.split()]
+    assert min(heights) == 40, "the peak is as high as the picture"
 
 
 def test_gradients_end_up_as_shards_and_begin_as_parts_of_a_sum(inspection: Inspection) -> None:
