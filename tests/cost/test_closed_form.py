@@ -15,9 +15,10 @@ from graphopt.cost.closed_form import ClosedForm, closed_form
 from graphopt.cost.lives import OPTIMIZERS, Around
 from graphopt.cost.memory import memory
 from graphopt.errors import GraphoptError
-from graphopt.ir import Program
+from graphopt.ir import InputKind, ParameterLayout, Program
 from graphopt.plan import Plan
 from graphopt.runtime.parameters import choose_layouts
+from tests.ir.built import Hand
 from tests.support.programs import Mlp, lowered
 from tests.support.zoo import VOCABULARY, ZOO, Batch
 
@@ -134,3 +135,13 @@ def test_sizes_of_another_program_are_refused(llama: ClosedForm, sizes: dict[str
     with pytest.raises(GraphoptError) as raised:
         llama.at(**sizes)
     assert said in str(raised.value)
+
+
+def test_what_is_not_known_of_shards_is_said() -> None:
+    """A sum over the rows of a shard has as many elements on any number of ranks, but no layout tells it."""
+    hand = Hand()
+    shard = hand.input(4, 6, kind=InputKind.SHARD, name="weight")
+    total = hand.call(torch.ops.aten.sum.dim_IntList, shard, [0])
+    layout = ParameterLayout("weight", (8, 6), torch.float32, "dp", 2, 0)
+    with pytest.raises(GraphoptError, match="sum_dim_int_list changes the size of a shard"):
+        closed_form(hand.program(total), {"dp": 2}, {"weight": layout})

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -50,13 +50,13 @@ def memory(inspection: Inspection, sweep: Mapping[str, list[int]] | None = None,
         line = Text(f"{bars(found.timeline, _WIDTH)}\n0 to {readable_size(found.peak_bytes)}, over the calls of a step")
         unit, rounded = inspection.hardware.allocation_bytes, _rounded(inspection, around)
         line.append(f"\n{readable_size(rounded)} in blocks of {unit} bytes, as {inspection.hardware.name} allocates")
-        return Group(memory_table(found), line, table, *_formulas(form()), *([_sweep_table(swept())] if sweep else []))
+        return Group(memory_table(found), line, table, *_formulas(form), *([_sweep_table(swept())] if sweep else []))
 
     def values() -> dict[str, Any]:
         at_peak = [{**vars(life), "until": nodes[life.last].name if life.last else None} for life in found.at_peak()]
         told = {**found.to_dict(), "timeline": found.timeline, "steps": found.steps(), "at_peak": at_peak}
         told["allocated_bytes"] = _rounded(inspection, around)
-        told["closed_form"] = form().to_dict()
+        told["closed_form"] = _told(form)
         told["sweep"] = [{**sizes, **_plain(peak)} for sizes, peak in swept()]
         return told
 
@@ -127,8 +127,19 @@ def _plain(peak: Peak | GraphoptError) -> dict[str, Any]:
     return {"peak_bytes": peak.peak_bytes, "by_category": peak.by_category}
 
 
-def _formulas(form: ClosedForm) -> list[RenderableType]:
-    """The closed form by category, then the sums of which the peak is the largest."""
+def _told(formed: Callable[[], ClosedForm]) -> dict[str, Any]:
+    try:
+        return formed().to_dict()
+    except GraphoptError as error:
+        return {"unknown": str(error)}
+
+
+def _formulas(formed: Callable[[], ClosedForm]) -> list[RenderableType]:
+    """The closed form by category, then the sums of which the peak is the largest; or why there is none."""
+    try:
+        form = formed()
+    except GraphoptError as error:
+        return [Text(f"no closed form: {error}")]
     if not form.example:
         return []
     by_category = Table("memory", "at most, in bytes", title="closed form", title_justify="left")
