@@ -30,6 +30,7 @@ class Schedule(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"zero"})
+    conflicts = frozenset({"schedule"})  # a second one would move launches that wait elsewhere by now
     keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:

@@ -54,6 +54,7 @@ def test_text_that_is_no_pipeline(text: str, message: str) -> None:
         ("canonicalize,differentiate,zero,precision", "precision cannot run after zero"),
         ("canonicalize,differentiate,zero,zero", "zero cannot run after zero"),
         ("canonicalize,differentiate,zero,bucket,bucket", "bucket cannot run after bucket"),
+        ("canonicalize,differentiate,zero,schedule,schedule", "schedule cannot run after schedule"),
         ("canonicalize,differentiate,bucket", "bucket needs zero"),
     ],
 )
