@@ -117,7 +117,7 @@ def memory(
     """Bytes on one rank by category, over the step, what makes the peak, and its closed form over sizes."""
     sizes = memory_view.parse_sweep(sweep or [])
     if picture is not None:
-        write_picture(request.inspection, picture)
+        write_picture(memory_view.memory_with(request.inspection, optimizer), request.inspection, picture)
     return memory_view.memory(request.inspection, sizes, optimizer)
 
 

@@ -33,7 +33,7 @@ def memory(inspection: Inspection, sweep: Mapping[str, list[int]] | None = None,
     counted too. Raises GraphoptError for a name of either that is unknown.
     """
     around = _around(optimizer)
-    found = inspection.report.memory if optimizer is None else _memory(inspection, around, 1)
+    found = memory_with(inspection, optimizer)
     nodes = list(inspection.program.graph.nodes)
     form = functools.cache(
         lambda: closed_form(inspection.program, inspection.plan.mesh, inspection.recorder.layouts, around=around)
@@ -67,6 +67,11 @@ def memory(inspection: Inspection, sweep: Mapping[str, list[int]] | None = None,
         return of_nodes(title, alive, marked=[found.peak_node])
 
     return View(text, values, drawing, "memory")
+
+
+def memory_with(inspection: Inspection, optimizer: str | None) -> Memory:
+    """The memory of a step beside the state of the optimizer of that name. Raises GraphoptError if there is none."""
+    return inspection.report.memory if optimizer is None else _memory(inspection, _around(optimizer), 1)
 
 
 def parse_sweep(given: list[str]) -> dict[str, list[int]]:

@@ -25,10 +25,10 @@ _COLOURS = {
 }
 
 
-def write_picture(inspection: Inspection, path: Path) -> None:
-    """The timeline as an SVG file. Raises TargetError if it cannot be written."""
+def write_picture(memory: Memory, inspection: Inspection, path: Path) -> None:
+    """The timeline of an inspected program as an SVG file. Raises TargetError if it cannot be written."""
     try:
-        path.write_text(picture(inspection.report.memory, len(inspection.program.graph.nodes)), encoding="utf-8")
+        path.write_text(picture(memory, len(inspection.program.graph.nodes)), encoding="utf-8")
     except OSError as error:
         raise TargetError(f"{path} cannot be written: {error.strerror}") from error
 
