@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -12,6 +12,7 @@ from graphopt.cost.duration import compute_seconds
 from graphopt.cost.frontier import Frontier
 from graphopt.cost.memory import Memory, memory
 from graphopt.cost.operations import work_of
+from graphopt.cost.refine import Refinement
 from graphopt.cost.repetition import Outcome, Timeline
 from graphopt.errors import PassError
 from graphopt.ir import OutputKind, Program
@@ -20,6 +21,8 @@ from graphopt.passes.base import PassContext
 from graphopt.passes.build import Builder
 from graphopt.passes.repeat import repeat_in_backward
 from graphopt.sizes import readable_size
+
+_CALLS = 250_000  # what a second goes through
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,23 @@ class _Search:
         def seconds(node: fx.Node) -> float:
             return compute_seconds(work_of(node), context.hardware)
 
-        self._frontier = Frontier(program, repeatable, seconds)
         self._timeline = Timeline(program, seconds, _held(program, context))
+        frontier = Frontier(program, repeatable, seconds)
+        self._choices: Sequence[set[fx.Node]] = frontier
+        self._marks = frontier.marks
+        tries = _CALLS // len(program.graph.nodes)
+        if tries > len(frontier):
+            refined = Refinement(program, repeatable, self._timeline).choices(frontier, tries)
+            # What the timeline thinks no better may be, once gathers and reductions are among what is alive.
+            self._choices = [*refined, frontier[len(frontier) - 1]]
+            self._marks = list(range(len(self._choices)))
         self._near: dict[int, Outcome] = {}
         self._exact: dict[int, Memory] = {}
 
     def within(self, budget: Budget) -> Choice:
-        limit = budget.limit(self._memory(0))
+        limit = budget.limit(_finished(self._program, self._context, set()))
         choice = self._first_within(limit)
-        return Choice(self._frontier.repeated(choice), self._memory(choice).peak_bytes, limit)
+        return Choice(self._choices[choice], self._memory(choice).peak_bytes, limit)
 
     def _first_within(self, limit: int) -> int:
         if self._memory(0).peak_bytes <= limit:
@@ -87,7 +98,7 @@ class _Search:
 
     def _floors(self) -> list[int]:
         """Where the peak may be lowest: by the timeline, and where most is computed again."""
-        marks = self._frontier.marks
+        marks = self._marks
         return sorted({min(marks, key=lambda mark: (self._outcome(mark).peak_bytes, mark)), marks[-1]})
 
     def _narrowed(self, limit: int, low: int, high: int) -> tuple[int, int]:
@@ -104,7 +115,7 @@ class _Search:
 
     def _first_near(self, limit: int, low: int, high: int) -> int:
         """The first choice between two whose peak is about within `limit`."""
-        marks = [mark for mark in self._frontier.marks if low < mark < high] + [high]
+        marks = [mark for mark in self._marks if low < mark < high] + [high]
         end = next((mark for mark in marks if self._outcome(mark).peak_bytes <= limit), high)
         begin = max([low, *(mark for mark in marks if mark < end)])
         while end - begin > 1:
@@ -117,12 +128,12 @@ class _Search:
 
     def _outcome(self, choice: int) -> Outcome:
         if choice not in self._near:
-            self._near[choice] = self._timeline.after(self._frontier.repeated(choice))
+            self._near[choice] = self._timeline.after(self._choices[choice])
         return self._near[choice]
 
     def _memory(self, choice: int) -> Memory:
         if choice not in self._exact:
-            self._exact[choice] = _finished(self._program, self._context, self._frontier.repeated(choice))
+            self._exact[choice] = _finished(self._program, self._context, self._choices[choice])
         return self._exact[choice]
 
 

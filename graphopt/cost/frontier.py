@@ -3,6 +3,7 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -16,8 +17,8 @@ Region = list[Value]
 _MARKS = 64
 
 
-class Frontier:
-    """Choices in order: each computes more again than the one before. The first computes nothing again.
+class Frontier(Sequence[set[fx.Node]]):
+    """Choices of what backward computes again, each more than the one before; the first is nothing.
 
     A layer of the model is a region, and what lies outside of layers is one. Layers that are alike are cut alike; then
     they turn one by one from one cut to the next, in the order of the time that this takes for each byte, the earliest
@@ -50,8 +51,9 @@ class Frontier:
     def __len__(self) -> int:
         return len(self._steps) + 1
 
-    def repeated(self, choice: int) -> set[fx.Node]:
-        """What backward computes again."""
+    def __getitem__(self, choice: Any) -> Any:
+        if choice >= len(self):
+            raise IndexError(choice)
         last_cut = dict(self._steps[:choice])
         return {
             self._regions[region][place].node

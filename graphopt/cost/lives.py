@@ -75,7 +75,7 @@ def lives_of(
     category = _categories(program, owner)
     copied = _last_of_new_buffers(program, owner)
     held = _lists(program, owner)
-    lives = [*_inputs(program, sizes), *_trained(program, sizes, around)]
+    lives = [*inputs_of_step(program, sizes), *_trained(program, sizes, around)]
     for interval in storages:
         node = interval.owner
         first, last = (0, None) if facts_of(node).resident else transfers.life_of(interval)
@@ -88,7 +88,7 @@ def lives_of(
     return lives
 
 
-def _inputs(program: Program, sizes: Sizes[Size]) -> Iterator[Life[Size]]:
+def inputs_of_step(program: Program, sizes: Sizes[Size]) -> Iterator[Life[Size]]:
     """Inputs are there throughout, gradients of outputs from the start of backward.
 
     A shard that is a part of its resident whole is counted there. Where a backward may have to replay forward, buffers

@@ -2,6 +2,7 @@
 
 python -m tests.equivalence.campaign --examples 2000 --jobs 2
 python -m tests.equivalence.campaign --seed 17
+python -m tests.equivalence.campaign --failed
 """
 
 import argparse
@@ -64,6 +65,14 @@ def campaign(examples: int, jobs: int, first_seed: int, store: Path) -> bool:
             bar.set_postfix(failures=sum(chunk.failure is not None for chunk in chunks))
             chunks.sort(key=lambda chunk: chunk.seed)
             store.write_text(json.dumps(_summary(chunks, time.monotonic() - started), indent=1) + "\n")
+    return not any(chunk.failure for chunk in chunks)
+
+
+def run_failed(store: Path) -> bool:
+    """Run the seeds that failed again, and write what came of them in place of that; whether none fails now."""
+    written = json.loads(store.read_text())
+    chunks = [run_seed(each["seed"]) if each["failure"] else Chunk(**each) for each in written["seeds"]]
+    store.write_text(json.dumps(_summary(chunks, written["seconds"]), indent=1) + "\n")
     return not any(chunk.failure for chunk in chunks)
 
 
@@ -180,7 +189,7 @@ def _summary(chunks: list[Chunk], seconds: float) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in ("torch", "hypothesis")},
         },
         "counts": dict(sorted(counts.items())),
-        "seeds": [{k: v for k, v in asdict(chunk).items() if k != "counts"} for chunk in chunks],
+        "seeds": [asdict(chunk) for chunk in chunks],
     }
 
 
@@ -191,7 +200,10 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0, help=f"seed of the first {CHUNK} examples")
     parser.add_argument("--store", type=Path, default=STORE, help="where the results go")
     parser.add_argument("--seed", type=int, help="run the examples of this one seed again, and print what failed")
+    parser.add_argument("--failed", action="store_true", help="run the seeds that failed again, and store the results")
     given_ = parser.parse_args()
+    if given_.failed:
+        return 0 if run_failed(given_.store) else 1
     if given_.seed is None:
         return 0 if campaign(given_.examples, given_.jobs, given_.first_seed, given_.store) else 1
     chunk = run_seed(given_.seed)

@@ -68,9 +68,11 @@ def judge_passes(subject: Subject) -> None:
     if verdict.guilty is not None and not _is_rounding(verdict.guilty, subject, plan):
         raise Disagreement(f"{verdict.guilty}, first at {verdict.node}")
     # In one process sums are taken in one order, so without casts no pass may change a bit, whatever its tier allows;
-    # but parameters of several ranks lie in order, where eager's may be transposed.
+    # but means over ranks are rounded as parameters are stored, and parameters of several ranks lie in order, where
+    # eager's may be transposed.
+    rounds = plan.precision is not None or (subject.coarse and subject.ranks > 1)
     lies_as_in_eager = subject.ranks == 1 or all(p.is_contiguous() for p in model.parameters())
-    for index, each in enumerate(verdict.comparisons if plan.precision is None else ()):
+    for index, each in enumerate(() if rounds else verdict.comparisons):
         is_beside_eager = index < 2
         if each.worst > 0 and each.tier is not Tier.WHOLE_BATCH and (lies_as_in_eager or not is_beside_eager):
             raise Disagreement(f"{each.name} changes bits: {each}")
