@@ -1,6 +1,7 @@
 # Two commands: `make demo` trains a model on two ranks, `make test` runs the checks that CI runs.
 PYTHON ?= python3
 RANKS ?= 2
+JOBS ?= 2
 BIN := .venv/bin
 
 .PHONY: demo test long nightly bench page clean
@@ -11,7 +12,7 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 long: .venv/ready
 	$(BIN)/python -m pytest -m long

@@ -35,7 +35,8 @@ def _room(module: str) -> str | None:
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    for path in sorted((ROOT / "graphopt").rglob("*.py")) + sorted((ROOT / "passes").glob("*.py")):
+    linked = [path for room in ("passes", "cuda_ext") for path in sorted((ROOT / room).glob("*.py"))]
+    for path in sorted((ROOT / "graphopt").rglob("*.py")) + linked:
         relative = path.relative_to(ROOT)
         inside = relative.parts[1:] if relative.parts[0] == "graphopt" else relative.parts
         if inside[0] != "__init__.py":
