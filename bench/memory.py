@@ -91,12 +91,15 @@ def _rank(rank: int, world: int, folder: str, found: list[Case]) -> None:
 
 
 def accuracy(models: list[str], sizes: list[str], stages: list[int], policies: list[str | None]) -> dict[str, Any]:
-    """Peaks on two ranks, and beside what the allocator sees on one."""
-    found = list(cases(models, sizes, stages, policies))
-    ranks = _rows(found, measure(found))
-    alone = list(cases(models, sizes, [0], [None]))
+    """Peaks on two ranks, and beside what the allocator sees on one; each model in processes of its own."""
+    ranks: list[dict[str, Any]] = []
+    workspace: list[dict[str, Any]] = []
+    for model in models:
+        found = list(cases([model], sizes, stages, policies))
+        ranks += _rows(found, measure(found))
+        alone = list(cases([model], sizes, [0], [None]))
+        workspace += _rows(alone, measure(alone, 1))
     deviations = [row["deviation"] for row in ranks]
-    workspace = _rows(alone, measure(alone, 1))
     return {"ranks": ranks, "workspace": workspace, "lowest": min(deviations), "highest": max(deviations)}
 
 
