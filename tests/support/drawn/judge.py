@@ -80,12 +80,27 @@ def judge_passes(subject: Subject) -> None:
 
 
 def _is_rounding(guilty: Comparison, subject: Subject, plan: Plan) -> bool:
-    """Whether it is only that a whole batch is summed in another order, which some modules amplify: not in float64."""
+    """Whether it is only that a whole batch is summed in another order, which some modules amplify: not in float64, or
+    what is compared is nothing but rounding, and zero in truth.
+    """
     if guilty.tier is not Tier.WHOLE_BATCH or plan.precision is not None:
         return False
     batch = {name: t.detach().to(_wide(t)) for name, t in subject.batch(0, 0).items()}
     verdict = check(subject.build().double(), (), batch, plan, pkgutil.resolve_name(subject.registry))
-    return max(each.worst for each in verdict.comparisons) < 1e-10
+    is_zero = verdict.guilty is not None and _size_of_gradient(verdict.guilty.role, subject) < 1e-12
+    return is_zero or max(each.worst for each in verdict.comparisons) < 1e-10
+
+
+def _size_of_gradient(role: str, subject: Subject) -> float:
+    """Of the largest element, in float64, where one loss is taken of one batch; infinite if it is no gradient."""
+    model = subject.build().double()
+    outputs = model(**{name: t.detach().to(_wide(t)) for name, t in subject.batch(0, 0).items()})
+    losses = [leaf for leaf in pytree.tree_leaves(outputs) if leaf.dim() == 0 and leaf.requires_grad]
+    if not losses:
+        return float("inf")
+    sum(losses).backward()
+    gradients = {f"gradient {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return float(gradients[role].abs().max()) if role in gradients else float("inf")
 
 
 def judge_training(found: list[Results], subject: Subject) -> None:
