@@ -58,6 +58,10 @@ class Sizes(Generic[Size]):
         """Bytes of what a rank gives to a collective."""
         return self.total(self.tensor(source) for source in sources_of(collective.node))
 
+    def padding(self, collective: Collective) -> Size:
+        """Bytes that are added to what a collective reduces, so that all parts are equal."""
+        raise NotImplementedError
+
     def whole(self, collective: Collective) -> Size:
         """Bytes on the side of a collective where tensors are whole; those to be reduced in equal parts are padded."""
         part = self.share(collective) if collective.kind == "all-reduce" else self.sources(collective)
@@ -92,6 +96,9 @@ class ExampleSizes(Sizes[int]):
     def share(self, collective: Collective) -> int:
         item = int(sources_of(collective.node)[0].meta["val"].element_size())
         return item * -(-self.sources(collective) // (item * self._mesh[collective.axis]))
+
+    def padding(self, collective: Collective) -> int:
+        return self.whole(collective) - self.sources(collective)
 
 
 def filled_by(node: fx.Node) -> fx.Node:

@@ -69,6 +69,9 @@ class SymbolicSizes(Sizes[sympy.Expr]):
         item = int(sources_of(collective.node)[0].meta["val"].element_size())
         return item * sympy.ceiling(self.sources(collective) / item / self._ranks[collective.axis])
 
+    def padding(self, collective: Collective) -> sympy.Expr:
+        return self.whole(collective) - self.sources(collective)
+
     def _count(self, value: torch.Tensor) -> sympy.Expr:
         sizes = (size if isinstance(size, int) else symbolic_expression(size) for size in value.shape)
         return sympy.Mul(*sizes).xreplace(self._names)

@@ -73,6 +73,7 @@ class Transfers(Generic[Size]):
             elif collective.kind == "all-reduce" and self.is_copied(collective):
                 launch = self._position[collective.node]
                 yield Life(collective.node.name, "communication", self._sizes.whole(collective), launch, launch)
+                yield Life(collective.node.name, "communication", self._sizes.padding(collective), launch, launch)
         for axis in self._shared_axes:
             yield from self._segments([c for c in self._collectives if c.axis == axis])
 
@@ -89,6 +90,8 @@ class Transfers(Generic[Size]):
         yield Life(name, "communication", leaving, launch if self.is_copied(collective) else launch + 1, wait)
         if collective.kind == "all-gather" or sources_of(collective.node)[0].meta["val"].device.type == "cpu":
             yield Life(name, "communication", whole, launch, wait)
+        if collective.kind == "all-reduce" and self.is_copied(collective):
+            yield Life(name, "communication", self._sizes.padding(collective), launch, launch)
         if collective.kind == "all-reduce":  # what this rank has summed, before all ranks gather it
             yield Life(name, "communication", self._sizes.share(collective), wait, wait)
 
