@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import pkgutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -85,9 +86,9 @@ def _is_rounding(guilty: Comparison, subject: Subject, plan: Plan) -> bool:
     """
     if guilty.tier is not Tier.WHOLE_BATCH:
         return False
-    is_zero = _size_of_gradient(guilty.role, subject) < 1e-12
-    if is_zero or plan.precision is not None:
-        return is_zero
+    if _size_of_gradient(guilty.role, subject) < 1e-12:
+        return True
+    plan = dataclasses.replace(plan, precision=None)
     batch = {name: t.detach().to(_wide(t)) for name, t in subject.batch(0, 0).items()}
     verdict = check(subject.build().double(), (), batch, plan, pkgutil.resolve_name(subject.registry))
     return max(each.worst for each in verdict.comparisons) < 1e-10
