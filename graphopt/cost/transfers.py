@@ -59,15 +59,15 @@ class Transfers(Generic[Size]):
         collective = collective_of(_launch(interval.owner))
         if collective is None or (self._lands_in_place(collective)):
             return interval.first, interval.last
-        last = interval.last
-        if collective.kind == "all-reduce":  # its results are views of one tensor
-            ends = self._ends[collective.node]
-            last = None if None in ends else max(end for end in ends if end is not None)
-        return self._wait(collective), last
+        shares = collective.kind == "all-reduce"  # its results are views of one tensor
+        return self._wait(collective), self._end(collective) if shares else interval.last
 
     def buffers(self) -> Iterator[Life[Size]]:
         """What collectives hold beside their results."""
         for collective in self._collectives:
+            if collective.kind == "all-reduce" and self.is_copied(collective):  # results are padded together
+                padding, wait = self._sizes.padding(collective), self._wait(collective)
+                yield Life(collective.node.name, "communication", padding, wait, self._end(collective))
             if collective.axis not in self._shared_axes:
                 yield from self._packed(collective)
             elif collective.kind == "all-reduce" and self.is_copied(collective):
@@ -133,6 +133,11 @@ class Transfers(Generic[Size]):
         ranks = self._mesh[collective.axis]
         elements = sum(source.meta["val"].numel() for source in sources_of(collective.node))
         return len(sources_of(collective.node)) > 1 or (collective.kind == "all-reduce" and elements % ranks != 0)
+
+    def _end(self, collective: Collective) -> int | None:
+        """Where the last of a collective's results ends; None if one stays."""
+        ends = self._ends[collective.node]
+        return None if None in ends else max(end for end in ends if end is not None)
 
     def _wait(self, collective: Collective) -> int:
         """Where a collective is first waited for."""
