@@ -14,6 +14,7 @@ from graphopt._torch import compiled_call, install_compiled_call
 from graphopt.capture.arguments import flatten_call, tensor_names
 from graphopt.capture.export import Capture, capture
 from graphopt.capture.guards import AttributeGuard, ModelState, ShapeGuard
+from graphopt.capture.surroundings import Surroundings
 from graphopt.cost.communication import communication
 from graphopt.cost.device import hardware_of
 from graphopt.cost.memory import memory
@@ -335,16 +336,22 @@ def _specialize(
 ) -> Specialization:
     """Compile one call and bind it to this rank's runtime."""
     attributes = AttributeGuard(ModelState(model), model.forward)
+    surroundings = Surroundings.now(device.type)
     shared_axes = runtime.collectives.shared_axes
     compilation = lower(model, args, kwargs, plan, layouts=runtime.layouts, seeded=seeded, shared_axes=shared_axes)
     captured = compilation.captured
     attributes.forget_changed()
     shapes = ShapeGuard(captured)
+
+    def unreduced() -> EmittedFunction:
+        with surroundings.restored():
+            return _unreduced(model, args, kwargs, plan, compilation, runtime.layouts)
+
     executable = Executable(
         halves=compilation.halves,
         forward=compilation.functions["forward"],
         backward=compilation.functions.get("backward"),
-        unreduced=functools.cache(lambda: _unreduced(model, args, kwargs, plan, compilation, runtime.layouts)),
+        unreduced=functools.cache(unreduced),
         runtime=runtime,
         batch_names=captured.names,
         seeded=compilation.seeded,
@@ -354,4 +361,4 @@ def _specialize(
     )
     halves = (compilation.halves.forward, compilation.halves.backward)
     calls = "\n".join(call for half in halves if half is not None for call in collective_calls(half))
-    return Specialization(executable, compilation.report, attributes, shapes, captured.output, calls)
+    return Specialization(executable, compilation.report, attributes, shapes, surroundings, captured.output, calls)

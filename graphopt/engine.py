@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from graphopt._torch import compiled_call, install_compiled_call, reparametrized
 from graphopt.capture.arguments import CallSpec, flatten_call
 from graphopt.capture.guards import AttributeGuard, CallKey, ModelState, ShapeGuard
+from graphopt.capture.surroundings import Surroundings
 from graphopt.emit.bridge import Executable, Gradients, Invocation, call_with_autograd
 from graphopt.errors import CaptureError, GraphoptError, RankMismatchError
 from graphopt.ir import OutputKind
@@ -40,6 +41,7 @@ class Specialization:
     report: Report
     attributes: AttributeGuard
     shapes: ShapeGuard
+    surroundings: Surroundings
     template: Any
     collectives: str
     variants: dict[tuple[bool, ...], "Specialization"] = field(default_factory=dict)
@@ -146,7 +148,8 @@ class Engine:
                 self._say(
                     f"recompiling: gradients arrived at outputs {_numbers(seeded)}, not {_numbers(executable.seeded)}"
                 )
-                chosen.variants[seeded] = self._compiled(args, kwargs, seeded)
+                with chosen.surroundings.restored():
+                    chosen.variants[seeded] = self._compiled(args, kwargs, seeded)
             better = chosen.variants[seeded]
             chosen.executable, chosen.report = better.executable, better.report
             return better.executable

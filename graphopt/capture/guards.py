@@ -10,6 +10,7 @@ from torch import nn
 from graphopt._torch import shape_guards, shape_guards_hold
 from graphopt.capture.arguments import CallSpec
 from graphopt.capture.export import Capture
+from graphopt.capture.surroundings import Surroundings
 from graphopt.ir import InputKind
 
 _SCALARS = (bool, int, float, str, type(None))
@@ -24,8 +25,7 @@ class CallKey:
     tensors: tuple[tuple[torch.dtype, torch.device, int, bool, tuple[int, ...] | None], ...]
     modes: tuple[bool, ...]
     trainable: tuple[bool, ...]
-    gradients: bool
-    autocast: tuple[bool, torch.dtype | None]
+    surroundings: Surroundings
 
 
 class ModelState:
@@ -38,14 +38,12 @@ class ModelState:
 
     def key(self, spec: CallSpec, tensors: list[torch.Tensor]) -> CallKey:
         device = tensors[0].device.type if tensors else "cpu"
-        autocast = torch.is_autocast_enabled(device)
         return CallKey(
             spec,
             tuple((t.dtype, t.device, t.dim(), t.requires_grad, _unusual_strides(t)) for t in tensors),
             tuple(module.training for module in self._modules),
             tuple(parameter.requires_grad for parameter in self._model.parameters()),
-            torch.is_grad_enabled(),
-            (autocast, torch.get_autocast_dtype(device) if autocast else None),
+            Surroundings.now(device),
         )
 
     def attributes(self) -> Iterator[_Place]:
