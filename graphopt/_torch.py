@@ -13,7 +13,8 @@ from torch._guards import TracingContext, tracing
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
 from torch.distributed.tensor import DTensor
-from torch.fx import Graph
+from torch.fx import Graph, GraphModule
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -41,6 +42,7 @@ __all__ = [
     "is_mutating",
     "keeps_graph",
     "kernels_in_python",
+    "lazy_graph_module",
     "local_tensor",
     "new_fake_mode",
     "pytree",
@@ -256,3 +258,8 @@ def argument(op: OpOverload, name: str, args: Sequence[Any], kwargs: Mapping[str
         if described.name == name:
             return args[position] if position < len(args) else kwargs.get(name, described.default_value)
     return None
+
+
+def lazy_graph_module(root: nn.Module, graph: Graph) -> GraphModule:
+    """A module of `graph` whose code is generated when it is first called or printed."""
+    return _LazyGraphModule(root, graph)

@@ -172,3 +172,12 @@ def test_an_argument_is_found_by_name_place_or_default() -> None:
     assert _torch.argument(attention, "dropout_p", (1, 2, 3), {"dropout_p": 0.25}) == 0.25
     assert _torch.argument(attention, "dropout_p", (1, 2, 3), {}) == 0.0
     assert _torch.argument(torch.ops.aten.add.Tensor, "dropout_p", (), {}) is None
+
+
+def test_code_of_a_lazy_module_is_made_when_it_is_called() -> None:
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(torch.sin, (graph.placeholder("x"),)))
+    module = _torch.lazy_graph_module(nn.Module(), graph)
+    assert isinstance(module, torch.fx.GraphModule) and "_code" not in vars(module)
+    assert torch.equal(module(torch.ones(2)), torch.ones(2).sin())
+    assert "sin" in module.code

@@ -1,21 +1,26 @@
 """What backward computes again, where, and what that does to the peak of a step and to its time."""
 
-import itertools
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 
 from graphopt.cost.lives import inputs_of_step
 from graphopt.cost.sizes import ExampleSizes
-from graphopt.ir import Effect, OutputKind, Phase, Program, effect_of
+from graphopt.ir import Effect, OutputKind, Phase, Program, effect_of, facts_of
 from graphopt.ir.liveness import storage_of
 from graphopt.ir.values import byte_size
 
 T = TypeVar("T", bound=Any)  # calls, that compare by their place in the program
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+_NEVER = -1
 
 
 def repetitions(
@@ -62,110 +67,151 @@ class Timeline:
     ) -> None:
         """seconds: what a call takes. held: bytes of a result that stay when nothing reads it any more; None: all."""
         nodes = list(program.graph.nodes)
-        index = {node: position for position, node in enumerate(nodes)}
+        self._index = {node: position for position, node in enumerate(nodes)}
+        self._count = len(nodes)
+        self._seconds = np.array([seconds(node) if node.op == "call_function" else 0.0 for node in nodes] * 2)
+        self._read_calls(program)
+        self._read_storages(program, held)
+
+    def _read_calls(self, program: Program) -> None:
+        """Which calls run, in which order, and what they read."""
+        index, count = self._index, self._count
+        results = {node for node in program.results if node is not None}
+        calls = program.compute_nodes(Phase.FORWARD) + program.compute_nodes(Phase.BACKWARD)
+        stay = [node for node in calls if node in results or effect_of(node) is not Effect.PURE]
+        alive = _reached(stay)
+        calls = [node for node in calls if node in alive]
+        self._stay = {index[node] for node in stay}
+        self._moment = np.full(2 * count, _NEVER)
+        self._moment[[index[node] for node in calls]] = np.arange(1, len(calls) + 1) * (count + 1)
+        in_backward = [facts_of(node).phase is Phase.BACKWARD for node in index]
+        self._is_later = np.array(in_backward + [True] * count)
+        reads = [(index[node], index[source]) for node in calls for source in node.all_input_nodes]
+        self._readers, self._sources = np.array(reads, np.int64).reshape(-1, 2).T
+        self._forward_readers: defaultdict[int, list[int]] = defaultdict(list)
+        self._first_in_backward: dict[int, int] = {}
+        for reader, source in reads:
+            if in_backward[reader]:
+                self._first_in_backward.setdefault(source, int(self._moment[reader]))
+            else:
+                self._forward_readers[source].append(reader)
+
+    def _read_storages(self, program: Program, held: Callable[[fx.Node], int | None]) -> None:
+        """What calls allocate, and what of it stays."""
+        index, nodes = self._index, list(self._index)
         owner = storage_of(program)
         sizes = ExampleSizes({})
-        results = [
-            (role, node) for role, node in zip(program.outputs, program.results, strict=True) if node is not None
-        ]
-        self._index = index
-        self._count = len(nodes)
-        self._calls = [index[node] for node in program.compute_nodes()]
-        self._in_backward = {index[node] for node in program.compute_nodes(Phase.BACKWARD)}
-        self._viewed = [i if owner[n] is n else index[n.args[0]] for i, n in enumerate(nodes)]  # type: ignore[index]
-        self._reads = [[index[s] for s in node.all_input_nodes] if node.op == "call_function" else [] for node in nodes]
-        self._size = [sizes.storage(node) if _is_tensor(node) else 0 for node in nodes]
-        self._seconds = [seconds(node) if node.op == "call_function" else 0.0 for node in nodes]
-        self._list = [index[node.args[0]] if node.target is operator.getitem else i for i, node in enumerate(nodes)]  # type: ignore[index]
-        self._lists = {
-            i: byte_size(n.meta["val"])
-            for i, n in enumerate(nodes)
-            if isinstance(n.meta.get("val"), (list, tuple)) and owner[n] is n
-        }
-        self._held = {index[owner[n]]: held(n) for role, n in results if role.kind is not OutputKind.BUFFER}
-        self._new_buffers = {index[owner[n]] for role, n in results if role.kind is OutputKind.BUFFER} - set(self._held)
-        stay = {index[node] for _, node in results}
-        self._stay = stay | {i for i in self._calls if effect_of(nodes[i]) is not Effect.PURE}
+        self._viewed = np.array([i if owner[n] is n else index[n.args[0]] for i, n in enumerate(nodes)])  # type: ignore[index]
+        taken = [index[n.args[0]] if n.target is operator.getitem else i for i, n in enumerate(nodes)]  # type: ignore[index]
+        self._list = np.concatenate([taken, np.array(taken) + self._count])
+        self._size = np.array([sizes.storage(node) if _is_tensor(node) else 0 for node in nodes] * 2)
+        self._listed = np.array([byte_size(n.meta["val"]) if _is_list(n) and owner[n] is n else 0 for n in nodes] * 2)
+        results = [(role.kind, n) for role, n in zip(program.outputs, program.results, strict=True) if n is not None]
+        buffers = {index[owner[node]] for kind, node in results if kind is OutputKind.BUFFER}
+        others = {index[owner[node]]: held(node) for kind, node in results if kind is not OutputKind.BUFFER}
+        self._staying = np.zeros(2 * self._count, np.int64)
+        for own, stays in others.items():
+            self._staying[own] = self._size[own] if stays is None else stays
+        self._is_new_buffer = np.zeros(2 * self._count, bool)
+        self._is_new_buffer[list(buffers - others.keys())] = True
         inputs = list(inputs_of_step(program, sizes))
         self._input_bytes = sum(life.size for life in inputs if life.first == 0)
         self._tangent_bytes = sum(life.size for life in inputs if life.first > 0)
 
     def after(self, repeated: Collection[fx.Node]) -> Outcome:
         """What becomes of the step if backward computes `repeated`, pure forward calls, again."""
-        again = {self._index[node] for node in repeated}
-        reads = [
-            [s + self._count if s in again else s for s in sources] if i in self._in_backward else sources
-            for i, sources in enumerate(self._reads)
-        ]
-        reads += [[s + self._count if s in again else s for s in sources] for sources in self._reads]
-        order = self._without_dead(self._order(again), reads)
-        return Outcome(self._peak(order, reads, again), sum(self._seconds[call % self._count] for call in order))
+        again = sorted((self._index[node] for node in repeated), reverse=True)
+        moment = self._moments(again)
+        running = np.flatnonzero(moment != _NEVER)
+        order = running[np.argsort(moment[running])]
+        is_again = np.zeros(self._count, bool)
+        is_again[again] = True
+        return Outcome(self._peak(order, is_again), float(self._seconds[order].sum()))
 
-    def _order(self, again: set[int]) -> list[int]:
-        """The calls as they will run."""
-        order = [call for call in self._calls if call not in self._in_backward]
-        backward = [call for call in self._calls if call in self._in_backward]
-        for reader, needed in repetitions(backward, self._reads.__getitem__, again):
-            order += [call + self._count for call in needed]
-            order.append(reader)
-        return order
+    def _moments(self, again: Sequence[int]) -> Integers:
+        """When each call and each copy runs, if it does. again: readers before what they read.
 
-    def _without_dead(self, order: list[int], reads: list[list[int]]) -> list[int]:
-        used = set(self._stay)
-        kept = []
-        for call in reversed(order):
-            if call in used:
-                kept.append(call)
-                used.update(reads[call])
-        return kept[::-1]
+        A copy runs just before the first call of backward that needs it, directly or for another copy. A call that
+        only backward needed, or others such, does not run.
+        """
+        copies: dict[int, int] = {}
+        gone: set[int] = set()
+        for call in again:
+            readers = self._forward_readers[call]
+            needed = [copies[reader] for reader in readers if reader in copies]
+            needed += [self._first_in_backward[call]] if call in self._first_in_backward else []
+            if needed:
+                copies[call] = min(needed)
+            if call not in self._stay and gone.issuperset(readers):
+                gone.add(call)
+        moment = self._moment.copy()
+        moment[list(gone)] = _NEVER
+        calls = np.array(list(copies), np.int64)
+        moment[calls + self._count] = np.array(list(copies.values()), np.int64) - self._count + calls
+        return moment
 
-    def _peak(self, order: list[int], reads: list[list[int]], again: set[int]) -> int:
-        position = {call: at for at, call in enumerate(order)}
-        turn = next(
-            (at for at, call in enumerate(order) if call >= self._count or call in self._in_backward), len(order)
-        )
-        last = self._last_uses(order, reads, self._owners(again))
-        change = [0] * (len(order) + 1)
+    def _peak(self, order: Integers, is_again: Flags) -> int:
+        position = np.full(2 * self._count, _NEVER)
+        position[order] = np.arange(len(order))
+        turn = int(np.count_nonzero(~self._is_later[order]))
+        last = self._last_uses(order, position, is_again)
+        change = np.zeros(len(order) + 1, np.int64)
         change[turn] += self._tangent_bytes
-        unread: dict[int, int] = {}
-        for own, at in last.items():
-            size, copy = self._size[own % self._count], own - own % self._count
-            source = self._list[own - copy] + copy
-            if source in position and own - copy in self._lists:
-                unread[own] = unread.get(own, 0) + self._lists[own - copy]
-            elif size:
-                if source != own:  # a list holds its items until the last is taken
-                    at = max(at, last[source])
-                    unread[source] = unread.get(source, 0) - size
-                if own in self._new_buffers:  # copied to the buffers at the end of forward
-                    at = max(at, turn - 1)
-                change[position[source]] += size
-                stays = self._held.get(own, 0)
-                change[at + 1] -= 0 if stays is None else size - stays
-        for call, size in unread.items():
-            change[position[call]] += size
-            change[last[call] + 1] -= size
-        return self._input_bytes + max(itertools.accumulate(change), default=0)
+        own = np.flatnonzero((last != _NEVER) & (self._size > 0))
+        source = self._list[own]
+        end = np.maximum(last[own], last[source])  # a list holds its items until the last is taken
+        end = np.where(self._is_new_buffer[own], np.maximum(end, turn - 1), end)  # copied at the end of forward
+        np.add.at(change, position[source], self._size[own])
+        np.subtract.at(change, end + 1, self._size[own] - self._staying[own])
+        unread = self._listed.copy()
+        is_item = source != own
+        np.subtract.at(unread, source[is_item], self._size[own[is_item]])
+        lists = np.flatnonzero((self._listed > 0) & (last != _NEVER))
+        np.add.at(change, position[lists], unread[lists])
+        np.subtract.at(change, last[lists] + 1, unread[lists])
+        return self._input_bytes + max(int(change.cumsum().max()), 0)
 
-    def _last_uses(self, order: list[int], reads: list[list[int]], owner: list[int]) -> dict[int, int]:
+    def _last_uses(self, order: Integers, position: Integers, is_again: Flags) -> Integers:
         """For each storage, and each list of storages, where it is used last."""
-        last: dict[int, int] = {}
-        for at, call in enumerate(order):
-            last[owner[call]] = at
-            for source in reads[call]:
-                last[owner[source]] = at
+        owner = self._owners(is_again)
+        reads_copy = is_again[self._sources]
+        read = self._sources + self._count * (reads_copy & self._is_later[self._readers])
+        copied = is_again[self._readers]
+        read_by_copies = (self._sources + self._count * reads_copy)[copied]
+        last = np.full(2 * self._count, _NEVER)
+        np.maximum.at(last, owner[order], position[order])
+        np.maximum.at(last, owner[read], position[self._readers])
+        np.maximum.at(last, owner[read_by_copies], position[self._readers[copied] + self._count])
         return last
 
-    def _owners(self, again: set[int]) -> list[int]:
+    def _owners(self, is_again: Flags) -> Integers:
         """For each call and each copy, the one that allocated the storage of its value."""
-        owner = list(range(2 * self._count))
-        for call, viewed in enumerate(self._viewed):
-            for own, later in ((call, call in self._in_backward), (call + self._count, True)):
-                if call != viewed:
-                    owner[own] = owner[viewed + self._count * (later and viewed in again)]
-        return owner
+        is_view = self._viewed != np.arange(self._count)
+        copy = self._count * is_again[self._viewed]
+        own = np.arange(2 * self._count)
+        own[: self._count] = self._viewed + copy * (is_view & self._is_later[: self._count])
+        own[self._count :][is_view] = (self._viewed + copy)[is_view]
+        while not np.array_equal(own, own[own]):  # views of views
+            own = own[own]
+        return own
+
+
+def _reached(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """They and all that they are computed from."""
+    found = set(nodes)
+    todo = list(found)
+    while todo:
+        for source in todo.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                todo.append(source)
+    return found
 
 
 def _is_tensor(node: fx.Node) -> bool:
     """Whether a call gives a tensor, and not a list, whose items are storages of their own."""
     return node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _is_list(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (list, tuple))

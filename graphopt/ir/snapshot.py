@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import fx
 
+from graphopt._torch import lazy_graph_module
 from graphopt.ir.program import Program
 
 
@@ -37,11 +38,11 @@ class Snapshot:
         for node, name, op, target, args, kwargs, meta in self._nodes:
             own_args, own_kwargs = fx.map_arg((args, kwargs), made.__getitem__)
             made[node] = graph.create_node(op, target, own_args, own_kwargs, name)
-            made[node].meta = dict(meta)
+            made[node].meta.update(meta)
         program = self._program
         return dataclasses.replace(
             program,
-            module=fx.GraphModule(program.module, graph),
+            module=lazy_graph_module(program.module, graph),
             inputs=list(program.inputs),
             outputs=list(program.outputs),
             aliases=dict(program.aliases),

@@ -1,0 +1,211 @@
+"""Copies of tensors to memory of the host or to files, and back, beside what is computed."""
+
+import itertools
+import logging
+import weakref
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from graphopt.runtime.files import TensorFiles, working_folder
+from graphopt.runtime.files.memory import bytes_of, copy_bytes
+
+log = logging.getLogger("graphopt")
+
+
+class Kept:
+    """A tensor elsewhere. It is there as long as this object is."""
+
+    def __init__(self, back: "Callable[[], Arriving]") -> None:
+        self.back = back
+
+
+class Leaving:
+    """A copy under way to elsewhere; the tensor that leaves must stay as it is until `wait` has returned."""
+
+    def __init__(self, wait: Callable[[], object], kept: Kept) -> None:
+        self._wait = wait
+        self._kept = kept
+
+    def wait(self) -> Kept:
+        """Raises OffloadError if the copy failed."""
+        self._wait()
+        return self._kept
+
+
+class Arriving:
+    """A copy under way into `tensor`, which has its elements once `wait` has returned."""
+
+    def __init__(self, tensor: torch.Tensor, wait: Callable[[], object]) -> None:
+        self.tensor = tensor
+        self._wait = wait
+
+    def wait(self) -> torch.Tensor:
+        """Raises OffloadError if the copy failed."""
+        self._wait()
+        return self.tensor
+
+
+class Place(ABC):
+    """Where tensors of one device are kept."""
+
+    @abstractmethod
+    def out(self, value: torch.Tensor, name: str) -> Leaving:
+        """Start to copy `value`, whose elements lie without gaps. name: what messages call it."""
+
+
+class Copies:
+    """Starts copies on behalf of emitted programs. folder: for files; made at the first of them."""
+
+    def __init__(self, device: torch.device, folder: Path) -> None:
+        self._device = device
+        self._folder = folder
+        self._places: dict[str, Place] = {}
+
+    def out(self, value: torch.Tensor, place: str, name: str) -> Leaving:
+        """Start to copy `value` to ``host`` or ``disk``. name: what messages call it."""
+        if place not in self._places:
+            self._places[place] = self._made(place)
+        return self._places[place].out(value.detach(), name)
+
+    def back(self, kept: Kept) -> Arriving:
+        """Start to copy back what has left, into new memory of the device it was on."""
+        return kept.back()
+
+    def _made(self, place: str) -> Place:
+        is_cpu = self._device.type == "cpu"
+        host: Place = HostMemory() if is_cpu else PinnedMemory(self._device)
+        if place == "host":
+            return host
+        files = Files(self._folder)
+        return files if isinstance(host, HostMemory) else FilesOfDevice(host, files)  # type: ignore[arg-type]
+
+
+class HostMemory(Place):
+    """The memory that the CPU computes in; a thread of its own copies."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "graphopt-copies")
+
+    def out(self, value: torch.Tensor, name: str) -> Leaving:
+        kept = torch.empty_like(value)
+        return Leaving(self._copied(kept, value), Kept(lambda: self._back(kept)))
+
+    def _back(self, kept: torch.Tensor) -> Arriving:
+        tensor = torch.empty_like(kept)
+        return Arriving(tensor, self._copied(tensor, kept))
+
+    def _copied(self, target: torch.Tensor, source: torch.Tensor) -> Callable[[], object]:
+        return self._thread.submit(copy_bytes, _bytes(target), _bytes(source)).result
+
+
+class PinnedMemory(Place):
+    """Page-locked memory of the host, to and from which a GPU copies by itself; one stream for each direction."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._to_host = torch.cuda.Stream(device)
+        self._from_host = torch.cuda.Stream(device)
+
+    def now(self) -> torch.cuda.Event:
+        """The moment at which the device will have done all that it was given so far."""
+        return _moment(torch.cuda.current_stream(self.device))
+
+    def hold_until(self, moment: torch.cuda.Event) -> None:
+        """Have the device go on only then; this process goes on at once."""
+        torch.cuda.current_stream(self.device).wait_event(moment)
+
+    def copied_out(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+        """The copy, and the moment at which it is complete."""
+        kept = torch.empty_like(value, device="cpu", pin_memory=True)
+        return kept, _copied(self._to_host, self.now(), kept, value)
+
+    def copied_in(self, allocated: torch.cuda.Event, target: torch.Tensor, kept: torch.Tensor) -> torch.cuda.Event:
+        """Fill `target`, which is free to be written from that moment on; returns the moment at which it is filled."""
+        return _copied(self._from_host, allocated, target, kept)
+
+    def out(self, value: torch.Tensor, name: str) -> Leaving:
+        kept, left = self.copied_out(value)
+        return Leaving(lambda: self.hold_until(left), Kept(lambda: self._back(kept)))
+
+    def _back(self, kept: torch.Tensor) -> Arriving:
+        tensor = torch.empty_like(kept, device=self.device)
+        arrived = self.copied_in(self.now(), tensor, kept)
+        return Arriving(tensor, lambda: self.hold_until(arrived))
+
+
+def _copied(
+    stream: torch.cuda.Stream, after: torch.cuda.Event, target: torch.Tensor, source: torch.Tensor
+) -> torch.cuda.Event:
+    stream.wait_event(after)
+    with torch.cuda.stream(stream):
+        target.copy_(source, non_blocking=True)
+    return _moment(stream)
+
+
+def _moment(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    event = torch.cuda.Event()
+    event.record(stream)
+    return event
+
+
+class Files(Place):
+    """Files of this process, removed when it ends. One whose tensor is gone is for the next of its size."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = working_folder(folder)
+        self._files = TensorFiles(self._folder.name)
+        self._free: defaultdict[int, list[str]] = defaultdict(list)
+        self._numbers = itertools.count()
+        log.info("tensors that do not stay in memory are in files of %s", self._folder.name)
+
+    def out(self, value: torch.Tensor, name: str) -> Leaving:
+        data = _bytes(value)
+        free = self._free[data.numel()]
+        file = free.pop() if free else f"value-{next(self._numbers)}"
+        empty = torch.empty_like(value, device="meta")
+        kept = Kept(lambda: self._back(file, torch.empty_like(empty, device="cpu"), name))
+        weakref.finalize(kept, free.append, file)
+        return Leaving(self._files.write(file, data, f"saving {name} for backward").wait, kept)
+
+    def _back(self, file: str, tensor: torch.Tensor, name: str) -> Arriving:
+        return Arriving(tensor, self._files.read(file, _bytes(tensor), f"getting {name} back for backward").wait)
+
+
+class FilesOfDevice(Place):
+    """Files for tensors of a GPU, by way of pinned memory."""
+
+    def __init__(self, host: PinnedMemory, files: Files) -> None:
+        self._host = host
+        self._files = files
+        self._threads = ThreadPoolExecutor(4, "graphopt-copies")
+
+    def out(self, value: torch.Tensor, name: str) -> Leaving:
+        pinned, left = self._host.copied_out(value)
+
+        def written() -> Kept:
+            left.synchronize()
+            return self._files.out(pinned, name).wait()
+
+        in_file = self._threads.submit(written)
+        return Leaving(in_file.result, Kept(lambda: self._back(in_file.result())))
+
+    def _back(self, kept: Kept) -> Arriving:
+        arriving = kept.back()
+        tensor = torch.empty_like(arriving.tensor, device=self._host.device)
+        allocated = self._host.now()
+
+        def read() -> torch.cuda.Event:
+            return self._host.copied_in(allocated, tensor, arriving.wait().pin_memory())
+
+        arrived = self._threads.submit(read)
+        return Arriving(tensor, lambda: self._host.hold_until(arrived.result()))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor whose elements lie without gaps, in the order of memory; a view."""
+    return bytes_of(tensor.as_strided((tensor.numel(),), (1,)))

@@ -1,0 +1,54 @@
+"""offload: keep what forward saves for backward on the host or on disk (Rhu et al., "vDNN", 2016; ZeRO-Infinity, 2021).
+
+Each value leaves once it is made and comes back before backward reads it. Which values are worth it for a budget of
+memory, `rematerialize` decides; this moves all of at least a size.
+"""
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from graphopt.errors import PassError
+from graphopt.ir import Level, Phase, Program
+from graphopt.ir.copies import PLACES
+from graphopt.ir.values import byte_size
+from graphopt.nearest import nearest
+from graphopt.passes.base import Pass, PassContext
+from graphopt.passes.build import Builder
+from graphopt.passes.elsewhere import keep_elsewhere, movable
+
+
+@dataclass(frozen=True)
+class OffloadOptions:
+    """place: ``host`` or ``disk``. least_bytes: smaller values stay."""
+
+    place: str = "host"
+    least_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        if self.place not in PLACES:
+            raise PassError(f"offload: there is no place {self.place!r}; {nearest(self.place, PLACES)}")
+
+
+class Offload(Pass):
+    """Copy saved values out in forward, and back in backward."""
+
+    name = "offload"
+    Options = OffloadOptions
+    level = Level.STEP
+    produces = Level.STEP
+    requires = frozenset({"differentiate"})
+    conflicts = frozenset({"offload", "zero", "overlap"})
+    keeps_values = True
+
+    def run(self, program: Program, context: PassContext) -> bool:
+        if not program.compute_nodes(Phase.BACKWARD):
+            return False
+        place, least = self.options.place, self.options.least_bytes
+        values: set[fx.Node] = {node for node in movable(program) if byte_size(node.meta["val"]) >= least}
+        builder = Builder(program, context, self.name)
+        moved = keep_elsewhere(
+            builder, values, place, f"waits for backward on {place}, so that it takes no memory here"
+        )
+        context.statistics.update(moved=moved, moved_bytes=sum(byte_size(node.meta["val"]) for node in values))
+        return moved > 0
