@@ -15,12 +15,13 @@ from graphopt.errors import (
     RankMismatchError,
     VerificationError,
 )
-from graphopt.plan import Plan, Precision, Remat, Zero
+from graphopt.plan import Offload, Plan, Precision, Remat, Zero
 from graphopt.report import Report
 
 __all__ = [
     "CaptureError",
     "GraphoptError",
+    "Offload",
     "PassError",
     "Plan",
     "PlanError",

@@ -1,9 +1,11 @@
 """`graphopt.compile`: capture -> passes -> lower -> install."""
 
 import functools
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from graphopt.plan import Plan, Remat
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree
 from graphopt.runtime.collectives import Collectives
+from graphopt.runtime.copies import Copies
 from graphopt.runtime.mesh import device_mesh, world_size
 from graphopt.runtime.parameters import accept_whole_state, choose_layouts, distribute, slots
 from graphopt.runtime.resident import Resident
@@ -65,7 +68,7 @@ def compile(
     if mesh is not None:
         accept_whole_state(model)
     collectives = Collectives(groups, device, share_memory=resolved.transport == "auto")
-    runtime = Runtime(slots(model), layouts, collectives, Resident(whole))
+    runtime = Runtime(slots(model), layouts, collectives, Resident(whole), Copies(device, _folder(resolved)))
     rank = 0 if mesh is None else mesh.get_local_rank(resolved.data_parallel_axis)
     specialize = functools.partial(_specialize, model, resolved, runtime, rank, device)
     engine = Engine(model, resolved, runtime, mesh, specialize)
@@ -76,6 +79,11 @@ def compile(
     if example_inputs is not None:
         engine.prepare(*as_call(example_inputs))
     return model
+
+
+def _folder(plan: Plan) -> Path:
+    """Where files of this machine go."""
+    return Path(tempfile.gettempdir() if plan.offload is None or plan.offload.folder is None else plan.offload.folder)
 
 
 def as_plan(plan: Plan | str | None) -> Plan:
@@ -112,12 +120,17 @@ def pipeline_text(plan: Plan) -> str:
     steps.append("differentiate")
     if plan.precision is not None:
         steps.append("precision")
+    steps.append("checkpoint")
     if plan.remat is not None:
         steps.append(_remat_text(plan.remat))
+    if plan.offload is not None:
+        steps.append(f"offload{{place={plan.offload.place},least_bytes={plan.offload.least_bytes}}}")
     if ranks > 1:
         steps.append(_zero_text(plan))
         steps.append(f"bucket{{bytes={plan.zero.bucket_bytes or 0}}}")
         steps.append(f"schedule{{prefetch={plan.zero.prefetch}}}")
+    if plan.offload is not None:
+        steps.append("overlap")
     return ",".join(steps)
 
 

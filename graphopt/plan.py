@@ -1,6 +1,7 @@
 """What the user asks for: a frozen plan, checked before anything is captured."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ _BYTES = {"bytes": True}
 _SEPARATORS = frozenset(",|{}= \t\n")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _POLICIES = ("full", "selective")
+_PLACES = ("host", "disk")
 _DYNAMIC = {"batch": 0, "sequence": 1}
 
 
@@ -148,6 +150,35 @@ class Remat:
 
 
 @dataclass(frozen=True)
+class Offload:
+    """Where values that forward saves for backward are kept meanwhile, out of the device's memory.
+
+    place: ``"host"``, the memory of the CPU, or ``"disk"``, files. With a budget in `Plan.remat`, those are moved that
+        it takes to keep it, else all.
+    least_bytes: smaller values stay; text such as ``"1MiB"`` will do.
+    folder: where files go, best on a disk of this machine; None for the system's folder of temporary files.
+    """
+
+    place: str = "host"
+    least_bytes: int = field(default=1 << 20, metadata=_BYTES)
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        _require_choice("offload.place", self.place, _PLACES)
+        object.__setattr__(self, "least_bytes", _checked_bytes("offload.least_bytes", self.least_bytes, 0))
+        if self.folder is not None:
+            if not isinstance(self.folder, (str, os.PathLike)):
+                raise PlanError(f"offload.folder={self.folder!r} is no path; write one such as '/scratch'")
+            object.__setattr__(self, "folder", os.fspath(self.folder))
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, place: str = "host", least_bytes: int | str = 1 << 20, folder: str | os.PathLike[str] | None = None
+        ) -> None: ...
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a model runs on many devices.
 
@@ -157,6 +188,7 @@ class Plan:
     precision: None for that of the model, ``"bf16"``, or `Precision`.
     remat: None to save what backward reads, ``"full"``, ``"selective"``, a budget such as ``"8GiB"`` or ``0.5``, or
         `Remat`.
+    offload: None to keep what backward reads where it was made, ``"host"``, ``"disk"``, or `Offload`.
     dynamic: which sizes of batch tensors stay symbolic: None, ``"batch"`` (dimension 0), ``"sequence"`` (1),
         ``"batch,sequence"``, or a mapping from argument names to dimensions.
     passes: a textual pipeline in place of the one that the plan implies.
@@ -174,6 +206,7 @@ class Plan:
     zero: Zero = field(default_factory=lambda: Zero(0))
     precision: Precision | None = None
     remat: Remat | None = None
+    offload: Offload | None = None
     dynamic: str | Mapping[str, tuple[int, ...]] | None = None
     passes: str | None = None
     executor: str = "python"
@@ -189,10 +222,14 @@ class Plan:
             object.__setattr__(self, "precision", _section("precision", Precision, self.precision))
         if self.remat is not None:
             object.__setattr__(self, "remat", _section("remat", Remat, self.remat))
+        if self.offload is not None:
+            object.__setattr__(self, "offload", _section("offload", Offload, self.offload))
         object.__setattr__(self, "dynamic", _checked_dynamic(self.dynamic))
         if self.passes is not None and not isinstance(self.passes, str):
             raise PlanError(f"passes={self.passes!r} is not text; write it as 'canonicalize,differentiate'")
         _require_choice("executor", self.executor, ("python", "inductor"))
+        if self.executor == "inductor" and self.offload is not None:
+            raise PlanError("offload needs executor='python': Inductor's programs hold nothing but tensors")
         _require_choice("transport", self.transport, ("auto", "group"))
         _require_choice("batch_norm", self.batch_norm, ("local", "global"))
         if self.hardware is not None and not isinstance(self.hardware, str):
@@ -208,6 +245,7 @@ class Plan:
             zero: int | Zero | Mapping[str, Any] = 0,
             precision: str | Precision | Mapping[str, Any] | None = None,
             remat: str | int | float | Remat | Mapping[str, Any] | None = None,
+            offload: str | Offload | Mapping[str, Any] | None = None,
             dynamic: str | Mapping[str, Sequence[int]] | None = None,
             passes: str | None = None,
             executor: str = "python",

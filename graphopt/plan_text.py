@@ -14,7 +14,7 @@ from graphopt.errors import PlanError
 from graphopt.nearest import nearest
 
 AXES = ("dp",)
-MAIN = {"zero": "stage", "precision": "compute", "remat": "policy"}
+MAIN = {"zero": "stage", "precision": "compute", "remat": "policy", "offload": "place"}
 _WORDS = {"true": True, "false": False, "none": None}
 _FILES = (".yaml", ".yml", ".json", ".toml")
 _NAME = re.compile(r"[\w.]+")

@@ -6,14 +6,29 @@ from types import MappingProxyType
 from graphopt.passes.base import NoOptions, Pass, PassContext, Tier
 from graphopt.passes.bucket import Bucket
 from graphopt.passes.canonicalize import Canonicalize
+from graphopt.passes.checkpoint import Checkpoint
 from graphopt.passes.differentiate import Differentiate
+from graphopt.passes.offload import Offload
+from graphopt.passes.overlap import Overlap
 from graphopt.passes.precision import Precision
 from graphopt.passes.rematerialize import Rematerialize
 from graphopt.passes.schedule import Schedule
 from graphopt.passes.synchronize_batch_norm import SynchronizeBatchNorm
 from graphopt.passes.zero import Zero
 
-_PASSES = (Canonicalize, SynchronizeBatchNorm, Differentiate, Precision, Rematerialize, Zero, Bucket, Schedule)
+_PASSES = (
+    Canonicalize,
+    SynchronizeBatchNorm,
+    Differentiate,
+    Precision,
+    Checkpoint,
+    Rematerialize,
+    Offload,
+    Zero,
+    Bucket,
+    Schedule,
+    Overlap,
+)
 REGISTRY: Mapping[str, type[Pass]] = MappingProxyType({each.name: each for each in _PASSES})
 
 __all__ = ["REGISTRY", "NoOptions", "Pass", "PassContext", "Tier"]

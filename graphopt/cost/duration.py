@@ -7,6 +7,8 @@ Gropp, "Optimization of collective communication operations in MPICH" (2005).
 from graphopt.cost.hardware import Hardware, Link
 from graphopt.cost.operations import Work
 from graphopt.ir.collectives import Collective
+from graphopt.ir.copies import Copy
+from graphopt.ir.values import byte_size
 
 
 def compute_seconds(work: Work, hardware: Hardware) -> float:
@@ -21,3 +23,9 @@ def collective_seconds(collective: Collective, ranks: int, link: Link) -> float:
     """A ring of N ranks: in each of N-1 rounds every rank sends 1/N of the whole; an all-reduce has twice as many."""
     rounds = (ranks - 1) * (2 if collective.kind == "all-reduce" else 1)
     return rounds * link.latency + collective.sent_bytes(ranks) / link.bandwidth
+
+
+def copy_seconds(copy: Copy, hardware: Hardware) -> float:
+    """Latency of the link, and the bytes at its bandwidth."""
+    link = hardware.link_to(copy.place)
+    return link.latency + byte_size(copy.launch.meta["val"]) / link.bandwidth

@@ -47,7 +47,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Hardware:
-    """One rank's device, and its links to the others.
+    """One rank's device, and its links to the others and to memory elsewhere.
 
     flops: peak FLOP/s of matrix multiplication by dtype name; a dtype that is not named counts as float32.
     memory_bandwidth: bytes/s that operations read and write. memory_bytes: what the device holds.
@@ -55,6 +55,7 @@ class Hardware:
     link: of every mesh axis that is not named in `links`.
     allocation_bytes: what the device's allocator rounds sizes up to: 512 in PyTorch's for CUDA (`kMinBlockSize` in
         c10/cuda), whose blocks above 1 MiB may be up to 1 MiB larger still, where the rest of one is not split off.
+    host, disk: how the device reaches the host's memory and files, in each direction.
     Numbers may be text (``"3.35e12"``, ``"80GiB"``). Raises GraphoptError for a value that is no such number.
     """
 
@@ -66,10 +67,13 @@ class Hardware:
     link: Link
     links: Mapping[str, Link] = field(default_factory=dict)
     allocation_bytes: int = 512
+    host: Link = field(default_factory=lambda: Link(25e9, 1e-5))
+    disk: Link = field(default_factory=lambda: Link(2e9, 1e-4))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flops", MappingProxyType(_checked_flops(self.flops)))
-        object.__setattr__(self, "link", _as_link("link", self.link))
+        for name in ("link", "host", "disk"):
+            object.__setattr__(self, name, _as_link(name, getattr(self, name)))
         links = {axis: _as_link(f"links.{axis}", link) for axis, link in _mapping("links", self.links).items()}
         object.__setattr__(self, "links", MappingProxyType(links))
         bandwidth = _number("memory_bandwidth", self.memory_bandwidth, positive=True)
@@ -85,6 +89,10 @@ class Hardware:
     def link_of(self, axis: str) -> Link:
         """The link over which collectives of a mesh axis run."""
         return self.links.get(axis, self.link)
+
+    def link_to(self, place: str) -> Link:
+        """The link over which copies to and from ``host`` or ``disk`` travel."""
+        return {"host": self.host, "disk": self.disk}[place]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Hardware":
@@ -108,7 +116,8 @@ class Hardware:
         """Nested plain values."""
         values = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
         links = {axis: dataclasses.asdict(link) for axis, link in self.links.items()}
-        return {**values, "flops": dict(self.flops), "link": dataclasses.asdict(self.link), "links": links}
+        single = {name: dataclasses.asdict(getattr(self, name)) for name in ("link", "host", "disk")}
+        return {**values, **single, "flops": dict(self.flops), "links": links}
 
 
 def find_hardware(name: str) -> Hardware:
@@ -197,8 +206,8 @@ def _number(name: str, value: Any, *, positive: bool = False) -> float:
 
 
 # Rates are dense: half of those "with sparsity". float32 is without TF32, as PyTorch multiplies by default. NVLink's
-# bandwidth is halved, for it is given as the sum of both directions. No data sheet has latencies: those of launches and
-# messages are of the order of magnitude that is seen with CUDA and NCCL.
+# bandwidth is halved, as that of PCIe, for they are given as the sum of both directions. No data sheet has latencies:
+# those of launches and messages are of the order of magnitude that is seen with CUDA and NCCL; nor has it the disk.
 _HOPPER = {
     "float64": 67e12,
     "float32": 67e12,
@@ -211,15 +220,16 @@ _HOPPER = {
 _AMPERE = {"float64": 19.5e12, "float32": 19.5e12, "bfloat16": 312e12, "float16": 312e12, "int8": 624e12}
 # PyTorch aligns memory of the CPU to 64 bytes (`gAlignment` in c10/core/alignment.h), so blocks are as far apart.
 # Two cores at 3 GHz with two 256-bit multiply-adds a cycle, on one channel of DDR4-3200; ranks share the memory.
+_PCIE5 = Link(64e9, 1e-5)
 _CPU = {"float64": 96e9, "float32": 192e9}
 PRESETS: Mapping[str, Hardware] = MappingProxyType(
     {
         hardware.name: hardware
         for hardware in (
-            Hardware("h100-sxm", _HOPPER, 3.35e12, 80 << 30, 4e-6, Link(450e9, 5e-6)),
-            Hardware("h200-sxm", _HOPPER, 4.8e12, 141 << 30, 4e-6, Link(450e9, 5e-6)),
-            Hardware("a100-80gb-sxm", _AMPERE, 2.039e12, 80 << 30, 5e-6, Link(300e9, 5e-6)),
-            Hardware("cpu", _CPU, 25.6e9, 16 << 30, 5e-6, Link(10e9, 2e-5), allocation_bytes=64),
+            Hardware("h100-sxm", _HOPPER, 3.35e12, 80 << 30, 4e-6, Link(450e9, 5e-6), host=_PCIE5),
+            Hardware("h200-sxm", _HOPPER, 4.8e12, 141 << 30, 4e-6, Link(450e9, 5e-6), host=_PCIE5),
+            Hardware("a100-80gb-sxm", _AMPERE, 2.039e12, 80 << 30, 5e-6, Link(300e9, 5e-6), host=Link(32e9, 1e-5)),
+            Hardware("cpu", _CPU, 25.6e9, 16 << 30, 5e-6, Link(10e9, 2e-5), allocation_bytes=64, host=Link(10e9, 1e-5)),
         )
     }
 )

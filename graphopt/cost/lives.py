@@ -15,6 +15,7 @@ from graphopt.cost.sizes import Size, Sizes
 from graphopt.cost.transfers import Life, Transfers
 from graphopt.ir import InputKind, OutputKind, Phase, Program, facts_of
 from graphopt.ir.collectives import collective_of, collectives_of, sources_of
+from graphopt.ir.copies import COPY_IN, COPY_OUT, place_of
 from graphopt.ir.liveness import intervals, storage_of
 
 _INPUTS = {
@@ -78,6 +79,8 @@ def lives_of(
     lives = [*inputs_of_step(program, sizes), *_trained(program, sizes, around)]
     for interval in storages:
         node = interval.owner
+        if is_elsewhere(node):
+            continue
         first, last = (0, None) if facts_of(node).resident else transfers.life_of(interval)
         last = copied.get(node, last)
         if last is not None and node.args and node.args[0] in held:
@@ -86,6 +89,22 @@ def lives_of(
     lives += _unread(held, sizes)
     lives += transfers.buffers()
     return lives
+
+
+def lives_elsewhere(program: Program, sizes: Sizes[Size]) -> list[Life[Size]]:
+    """What is kept in files, or on the host beside a device with memory of its own; the category is the place."""
+    return [
+        Life(each.owner.name, place_of(each.owner), sizes.storage(each.owner), each.first, each.last)
+        for each in intervals(program)
+        if is_elsewhere(each.owner)
+    ]
+
+
+def is_elsewhere(node: fx.Node) -> bool:
+    """Whether what a call allocates is not in the memory that the program computes in; a CPU computes in the host's."""
+    if node.target is not COPY_OUT:
+        return False
+    return place_of(node) != "host" or node.all_input_nodes[0].meta["val"].device.type != "cpu"
 
 
 def inputs_of_step(program: Program, sizes: Sizes[Size]) -> Iterator[Life[Size]]:
@@ -187,6 +206,10 @@ def _categories(program: Program, owner: Mapping[fx.Node, fx.Node]) -> dict[fx.N
         if collective is not None:
             kind = "gathered" if collective.kind == "all-gather" else "communication"
             category.update(dict.fromkeys((owner[item] for item in node.users), kind))
+        elif node.target is COPY_OUT:
+            category[node] = place_of(node)
+        elif node.target is COPY_IN:
+            category[node] = "activations"
     for role, result in _results(program):
         if role in _GRADIENTS:
             category[owner[result]] = "gradients"

@@ -3,11 +3,11 @@
 import dataclasses
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graphopt.cost.lives import Around, lives_of
+from graphopt.cost.lives import Around, lives_elsewhere, lives_of
 from graphopt.cost.sizes import ExampleSizes
 from graphopt.cost.transfers import Life
 from graphopt.ir import Program
@@ -25,6 +25,7 @@ class Memory:
     peak_bytes: the most bytes of all categories together; peak_node: at which node.
     timeline: bytes alive after each call node, in order.
     lives: what is alive from where to where, in positions of the graph's nodes; peak_position: that of the peak.
+    elsewhere: the most bytes at one time in places that are not among these (``host``, ``disk``).
     """
 
     by_category: dict[str, int]
@@ -33,9 +34,11 @@ class Memory:
     peak_position: int
     timeline: list[int] = field(repr=False)
     lives: list[Life[int]] = field(repr=False)
+    elsewhere: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"by_category": self.by_category, "peak_bytes": self.peak_bytes, "peak_node": self.peak_node}
+        found = {"by_category": self.by_category, "peak_bytes": self.peak_bytes, "peak_node": self.peak_node}
+        return {**found, "elsewhere": self.elsewhere} if self.elsewhere else found
 
     def at_peak(self) -> list[Life[int]]:
         """What is alive at the peak, largest first."""
@@ -96,7 +99,19 @@ def memory(
             alive[life.category] -= life.size
         if node.op == "call_function":
             timeline.append(total)
-    return Memory({kind: size for kind, size in most.items() if size}, peak, peak_node, peak_position, timeline, lives)
+    categories = {kind: size for kind, size in most.items() if size}
+    elsewhere = _most(lives_elsewhere(program, ExampleSizes(mesh)))
+    return Memory(categories, peak, peak_node, peak_position, timeline, lives, elsewhere)
+
+
+def _most(lives: Iterable[Life[int]]) -> dict[str, int]:
+    """For each category the most bytes that are alive at one time."""
+    change: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    for life in lives:
+        change[life.category][life.first] += life.size
+        if life.last is not None:
+            change[life.category][life.last + 1] -= life.size
+    return {kind: max(itertools.accumulate(c[at] for at in sorted(c))) for kind, c in change.items()}
 
 
 def rounded(size: int, multiple: int) -> int:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from graphopt._torch import OpOverload
 from graphopt.ir.collectives import collective_of
+from graphopt.ir.copies import COPY_LAUNCHES
 from graphopt.ir.liveness import shares_storage
 from graphopt.ir.values import in_example
 
@@ -58,13 +59,15 @@ _NOTHING = Work(0, 0, 0, torch.float32)
 
 
 def work_of(node: fx.Node) -> Work:
-    """What `node` does. Inputs, views, items of lists, collectives, waits and what runs on the host do nothing.
+    """What `node` does. Inputs, views, items of lists, collectives, copies, waits and what runs on the host do nothing.
 
     Matrix multiplications, convolutions and attention do their multiplications and additions, also those that a mask
     leaves out; any other call one operation for each element of the largest tensor that it reads or writes.
     """
     results = _tensors(node.meta.get("val"))
-    if node.op != "call_function" or not results or shares_storage(node) or collective_of(node) is not None:
+    if node.op != "call_function" or not results or shares_storage(node):
+        return _NOTHING
+    if collective_of(node) is not None or node.target in COPY_LAUNCHES:
         return _NOTHING
     packet = node.target.overloadpacket if isinstance(node.target, OpOverload) else None
     read = [] if packet in _READ_NOTHING else [t for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))]

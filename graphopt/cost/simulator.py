@@ -1,9 +1,10 @@
-"""When each call of a program runs on a rank: one compute stream, and one stream for each mesh axis.
+"""When each call of a program runs on a rank: one compute stream, one for each mesh axis, one for each way of copies.
 
 The host issues calls in program order and runs ahead of the device. A collective starts when all that was issued to
 compute before it is done, and the collectives before it on its axis are (as process groups order them); a wait holds
-up what is issued to compute behind it until its collective is done. Ranks run the same program on shards of the same
-size, so every rank of the mesh has this schedule, and none waits for a slower one.
+up what is issued to compute behind it until its collective is done. Copies elsewhere and back do likewise. Ranks run
+the same program on shards of the same size, so every rank of the mesh has this schedule, and none waits for a slower
+one.
 """
 
 import operator
@@ -13,11 +14,12 @@ from typing import Any
 
 from torch import fx
 
-from graphopt.cost.duration import collective_seconds, compute_seconds
+from graphopt.cost.duration import collective_seconds, compute_seconds, copy_seconds
 from graphopt.cost.hardware import Hardware
 from graphopt.cost.operations import work_of
 from graphopt.ir import Program, facts_of
 from graphopt.ir.collectives import WAIT, collective_of
+from graphopt.ir.copies import COPY_LAUNCHES, COPY_WAITS, copy_of
 
 COMPUTE = "compute"
 
@@ -40,7 +42,7 @@ class Task:
 class Schedule:
     """A step of one rank, which is that of every rank.
 
-    streams: ``compute``, and the mesh axes over which there are collectives.
+    streams: ``compute``, the mesh axes over which there are collectives, and the ways of copies (``to host``).
     tasks: what takes time, in program order; those of a stream follow each other.
     stalls: waits that hold up the compute stream, and for how long.
     critical_path: tasks of which each starts as the one before it ends, from the first second to the last.
@@ -61,7 +63,7 @@ class Schedule:
 
     @property
     def exposed_seconds(self) -> float:
-        """How long the compute stream waits for collectives."""
+        """How long the compute stream waits for collectives and copies."""
         return sum(stall.duration for stall in self.stalls)
 
     def busy_seconds(self, stream: str) -> float:
@@ -107,8 +109,12 @@ class _Simulation:
         self._stalls: list[Task] = []
 
     def issue(self, node: fx.Node) -> None:
-        if node.target is WAIT:
+        if node.target is WAIT or node.target in COPY_WAITS:
             self._wait(node)
+            return
+        if node.target in COPY_LAUNCHES:
+            copy = copy_of(node)
+            self._launched[node] = self._run(node, copy.link, copy_seconds(copy, self._hardware))
             return
         collective = collective_of(node)
         if collective is not None:

@@ -10,6 +10,7 @@ from torch import fx
 
 from graphopt._torch import OpOverload
 from graphopt.ir import Program, facts_of
+from graphopt.ir.copies import COPIED_IN, COPIED_OUT, COPY_IN, COPY_OUT
 
 collective = torch.ops._c10d_functional
 
@@ -104,6 +105,15 @@ def _wait(function: _Function, node: fx.Node) -> str:
     return f"{literal(node.args[0])}.wait()"
 
 
+def _copy_out(function: _Function, node: fx.Node) -> str:
+    value, place = node.args
+    return f"_runtime.copies.out({literal(value)}, {place!r}, {value.name!r})"  # type: ignore[union-attr]
+
+
+def _copy_in(function: _Function, node: fx.Node) -> str:
+    return f"_runtime.copies.back({literal(node.args[0])})"
+
+
 _SPECIAL: dict[Any, Callable[[_Function, fx.Node], str]] = {
     operator.getitem: _item,
     collective.wait_tensor.default: _wait,
@@ -111,6 +121,10 @@ _SPECIAL: dict[Any, Callable[[_Function, fx.Node], str]] = {
     collective.reduce_scatter_tensor_coalesced.default: _reduce_scatter,
     collective.all_reduce_coalesced.default: _all_reduce,
     collective.all_reduce.default: _all_reduce_one,
+    COPY_OUT: _copy_out,
+    COPIED_OUT: _wait,
+    COPY_IN: _copy_in,
+    COPIED_IN: _wait,
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from graphopt._torch import OpOverload, aliases_argument, argument, is_mutating, returns_nothing
+from graphopt.ir.copies import COPIES
 from graphopt.ir.ops import all_reduce
 
 
@@ -19,6 +20,7 @@ class Effect(enum.Enum):
     RANDOM = "random"  # draws from a generator: never repeated unless its state is replayed
     MUTATING = "mutating"  # writes one of its arguments
     COLLECTIVE = "collective"  # one order on every rank
+    COPY = "copy"  # to memory elsewhere, or back: launched once, waited for once
     HOST = "host"  # assertions, printing, reading a value on the host
 
 
@@ -38,6 +40,8 @@ def effect_of(node: fx.Node) -> Effect:
         )
     if target.namespace in _COLLECTIVE_NAMESPACES or target is all_reduce:
         return Effect.COLLECTIVE
+    if target in COPIES:
+        return Effect.COPY
     if draws(target, node.args, node.kwargs):
         return Effect.RANDOM
     if is_mutating(target):

@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from graphopt.ir.collectives import WAIT
+from graphopt.ir.copies import COPY_WAITS
 from graphopt.ir.effects import is_view
 from graphopt.ir.program import Program
 from graphopt.ir.values import is_contiguous
@@ -19,7 +20,7 @@ def storage_of(program: Program) -> dict[fx.Node, fx.Node]:
     """For each node, the node that allocated the storage its value lies in: a view's is that of what it views.
 
     The items of a list are storages of their own, unless the list is one of views (split, unbind); waiting for a
-    collective gives the storage of what is waited for.
+    collective, or for a copy, gives the storage of what is waited for.
     """
     owner: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
@@ -71,4 +72,4 @@ def shares_storage(node: fx.Node) -> bool:
     """Whether a call's result lies in the storage of its first argument."""
     if node.target in (torch.ops.aten.reshape.default, torch.ops.aten.contiguous.default):
         return is_contiguous(node.all_input_nodes[0].meta["val"])  # they copy when they must
-    return node.target in (WAIT, _UNSAFE_VIEW) or is_view(node)
+    return node.target in (WAIT, _UNSAFE_VIEW) or node.target in COPY_WAITS or is_view(node)

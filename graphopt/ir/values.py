@@ -52,3 +52,14 @@ def is_contiguous(tensor: torch.Tensor) -> bool:
             return False
         below *= in_example(size)
     return True
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements fill their part of memory, each place once, in whatever order; in the example."""
+    below = 1
+    sizes = [(in_example(stride), in_example(size)) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)]
+    for stride, size in sorted(sizes):
+        if size != 1 and stride != below:
+            return False
+        below *= size
+    return True

@@ -1,7 +1,6 @@
 """AdamW with its state on disk."""
 
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,17 +9,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT
 
 from graphopt._torch import distributed_tensor, local_tensor, version_of
 from graphopt.cuda_ext.adamw import Run, Settings, update
-from graphopt.errors import OffloadError
 from graphopt.offload.everywhere import raise_everywhere
 from graphopt.offload.shard import MASTER, Shard, rows_of
 from graphopt.optim import AdamW
-from graphopt.runtime.files import Part, StreamedState, TensorFiles, file_backed
+from graphopt.runtime.files import Part, StreamedState, TensorFiles, file_backed, working_folder
 
 
 class DiskAdamW(AdamW):
@@ -51,12 +48,7 @@ class DiskAdamW(AdamW):
         cannot be written, and what `AdamW` raises.
         """
         super().__init__(params, lr, betas, eps, weight_decay)
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(prefix=f"rank{rank}-", dir=folder, ignore_cleanup_errors=True)
-        except OSError as error:
-            raise OffloadError(f"cannot write to the folder {folder}: {error.strerror}") from error
+        self._folder = working_folder(Path(folder))
         self._files = TensorFiles(self._folder.name, checked=checked)
         self._chunk_size = chunk_size
         self._streams: dict[torch.dtype, StreamedState] = {}

@@ -167,8 +167,8 @@ class Files(Place):
         data = _bytes(value)
         free = self._free[data.numel()]
         file = free.pop() if free else f"value-{next(self._numbers)}"
-        empty = torch.empty_like(value, device="meta")
-        kept = Kept(lambda: self._back(file, torch.empty_like(empty, device="cpu"), name))
+        shape, strides, dtype = value.shape, value.stride(), value.dtype
+        kept = Kept(lambda: self._back(file, torch.empty_strided(shape, strides, dtype=dtype), name))
         weakref.finalize(kept, free.append, file)
         return Leaving(self._files.write(file, data, f"saving {name} for backward").wait, kept)
 

@@ -7,13 +7,14 @@ import torch
 from graphopt._torch import local_tensor
 from graphopt.ir import Input, InputKind, ParameterLayout
 from graphopt.runtime.collectives import Collectives
+from graphopt.runtime.copies import Copies
 from graphopt.runtime.parameters import Slot, padded_shard
 from graphopt.runtime.pending import Pending
 from graphopt.runtime.resident import Resident
 
 
 class Runtime:
-    """The collectives, the resident parameters and the model's own tensors, for all programs of one model."""
+    """Collectives, resident parameters, copies elsewhere and the model's own tensors, for all programs of one model."""
 
     def __init__(
         self,
@@ -21,11 +22,13 @@ class Runtime:
         layouts: Mapping[str, ParameterLayout],
         collectives: Collectives,
         resident: Resident,
+        copies: Copies,
     ) -> None:
         self.slots = slots
         self.layouts = layouts
         self.collectives = collectives
         self.resident = resident
+        self.copies = copies
 
     def refresh(self, names: Sequence[str], shards: Sequence[torch.Tensor], axis: str) -> Pending:
         """Whole parameters from resident storage, gathered anew if their shards have changed."""

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from graphopt.ir.collectives import WAIT, launch_of, sources_of
+from graphopt.ir.copies import COPIES
 from graphopt.ir.effects import Effect, effect_of, is_view, stops_gradient
 from graphopt.ir.layout import ParameterLayout
 from graphopt.ir.program import Level, Program
@@ -22,7 +23,7 @@ from graphopt.ir.values import is_alike
 
 aten = torch.ops.aten
 _RESHAPES = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default})
-_REPEATABLE = frozenset({Effect.PURE, Effect.COLLECTIVE})
+_REPEATABLE = frozenset({Effect.PURE, Effect.COLLECTIVE, Effect.COPY})
 
 Key = tuple[Any, ...]
 
@@ -70,7 +71,7 @@ class ValueNumbers:
     def _key_of(self, node: fx.Node, numbers: Mapping[fx.Node, int]) -> Any:
         """The key of a call, or the number of an earlier value that it equals."""
         target = node.target
-        if target is aten.alias.default or stops_gradient(node) or _is_identity(node):
+        if target is aten.alias.default or target in COPIES or stops_gradient(node) or _is_identity(node):
             return numbers[node.all_input_nodes[0]]
         if target is WAIT:
             return self._awaited(node, numbers)

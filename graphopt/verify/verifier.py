@@ -12,6 +12,7 @@ from graphopt.ir.facts import Phase, facts_of
 from graphopt.ir.layout import ParameterLayout
 from graphopt.ir.program import Level, Program
 from graphopt.ir.roles import InputKind, OutputKind
+from graphopt.verify.copies import copy_problems
 from graphopt.verify.meaning import Meaning, check_same, meaning_of
 from graphopt.verify.surroundings import surroundings
 from graphopt.verify.transfers import transfer_problems
@@ -39,8 +40,8 @@ class Verifier:
         Roles match inputs and outputs, and parameters and gradients their layouts; nodes read only what stands before
         them, and forward nodes nothing of backward; values have the shapes and dtypes that the operators give; nothing
         is written in place; each collective is over an axis of the mesh, is waited for exactly once, before its result
-        is read; what is gathered for one phase is not read in the other; each reduced gradient is the mean over its
-        ranks, taken once. Raises VerificationError with the rule and the nodes around.
+        is read, and so is each copy; what is gathered for one phase is not read in the other; each reduced gradient is
+        the mean over its ranks, taken once. Raises VerificationError with the rule and the nodes around.
         """
         _check_order(program)
         _check_roles(program)
@@ -50,7 +51,7 @@ class Verifier:
         for node in program.graph.nodes:
             for problem in _problems(node, late):
                 raise VerificationError(f"{node.name} {problem}\n{surroundings(node)}")
-        for node, problem in transfer_problems(program, self._mesh):
+        for node, problem in (*transfer_problems(program, self._mesh), *copy_problems(program)):
             raise VerificationError(f"{node.name} {problem}\n{surroundings(node)}")
         self._checker.check(program)
         return meaning_of(program, self._numbers, self._layouts)

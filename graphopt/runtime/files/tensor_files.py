@@ -70,7 +70,7 @@ class TensorFiles:
         self._threads = [threading.Thread(target=_work, args=(self._tasks, b), daemon=True) for b in buffers]
         for thread in self._threads:
             thread.start()
-        self._stop_threads = weakref.finalize(self, _stop, self._tasks, depth)
+        self._stop_threads = weakref.finalize(self, _stop, self._tasks, self._threads)
 
     def write(self, name: str, tensor: torch.Tensor, context: str = "") -> Transfer:
         """Start to write `tensor`, which must stay as it is until the transfer is waited for.
@@ -114,8 +114,6 @@ class TensorFiles:
         for transfer in under_way:
             transfer.settle()
         self._stop_threads()
-        for thread in self._threads:
-            thread.join()
         errors = [error for transfer in self._failed if (error := transfer.unclaimed_error) is not None]
         self._failed.clear()
         if errors:
@@ -204,6 +202,10 @@ def _work(tasks: "queue.SimpleQueue[_Task | None]", buffer: torch.Tensor) -> Non
         del task  # it would keep the TensorFiles alive while the thread waits
 
 
-def _stop(tasks: "queue.SimpleQueue[_Task | None]", threads: int) -> None:
-    for _ in range(threads):
+def _stop(tasks: "queue.SimpleQueue[_Task | None]", threads: list[threading.Thread]) -> None:
+    """Also when the process ends: a thread that lets go of a buffer later than the interpreter would take it down."""
+    for _ in threads:
         tasks.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join()
