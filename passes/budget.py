@@ -82,7 +82,7 @@ class _Search:
         self._exact: dict[int, Memory] = {}
 
     def within(self, budget: Budget) -> Choice:
-        limit = budget.limit(_finished(self._program, self._context, set()))
+        limit = budget.limit(self._memory(0))
         choice = self._first_within(limit)
         return Choice(self._choices[choice], self._memory(choice).peak_bytes, limit)
 

@@ -4,6 +4,7 @@ Through a process group several tensors travel packed, in one buffer that leaves
 memory each rank writes a segment that the others read, and segments are kept for the next exchange.
 """
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic
@@ -12,7 +13,7 @@ from torch import fx
 
 from graphopt.cost.sizes import ExampleSizes, Size, Sizes
 from graphopt.ir import Program
-from graphopt.ir.collectives import Collective, collective_of, collectives_of, launch_of, sources_of, waits_of
+from graphopt.ir.collectives import Collective, collectives_of, sources_of, waits_of
 from graphopt.ir.liveness import Interval
 
 
@@ -46,17 +47,18 @@ class Transfers(Generic[Size]):
     ) -> None:
         self._position = {node: index for index, node in enumerate(program.graph.nodes)}
         self._collectives = collectives_of(program)
+        self._launched = {collective.node: collective for collective in self._collectives}
         self._sizes = sizes
         self._example = ExampleSizes(mesh)
         self._mesh = mesh
         self._shared_axes = shared_axes
         self._ends: dict[fx.Node, list[int | None]] = {}
         for interval in storages:
-            self._ends.setdefault(_launch(interval.owner), []).append(interval.last)
+            self._ends.setdefault(_giver(interval.owner), []).append(interval.last)
 
     def life_of(self, interval: Interval) -> tuple[int, int | None]:
         """First and last position of a storage; a collective's result may get it as late as it is waited for."""
-        collective = collective_of(_launch(interval.owner))
+        collective = self._launched.get(_giver(interval.owner))
         if collective is None or (self._lands_in_place(collective)):
             return interval.first, interval.last
         shares = collective.kind == "all-reduce"  # its results are views of one tensor
@@ -144,10 +146,11 @@ class Transfers(Generic[Size]):
         return self._position[waits_of(collective.node)[0]]
 
 
-def _launch(owner: fx.Node) -> fx.Node:
-    """The collective whose result, or whose item, `owner` is; the node itself if there is none."""
-    launched = launch_of(owner)
-    return owner if launched is None else launched[0].node
+def _giver(owner: fx.Node) -> fx.Node:
+    """The call that gives the list of which `owner` is an item; the node itself if it is none."""
+    source = owner.args[0] if owner.target is operator.getitem else owner
+    assert isinstance(source, fx.Node)
+    return source
 
 
 def _segments(sizes: Sizes[Size], collective: Collective) -> list[Size]:

@@ -37,7 +37,8 @@ class Snapshot:
         made: dict[fx.Node, fx.Node] = {}
         for node, name, op, target, args, kwargs, meta in self._nodes:
             own_args, own_kwargs = fx.map_arg((args, kwargs), made.__getitem__)
-            made[node] = graph.create_node(op, target, own_args, own_kwargs, name)
+            made[node] = graph.create_node(op, target, name=name)
+            made[node].args, made[node].kwargs = own_args, own_kwargs  # given at once, they are searched for symbols
             made[node].meta.update(meta)
         program = self._program
         return dataclasses.replace(
