@@ -21,20 +21,23 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import SequenceKey
 from torch.utils._sympy import functions
 from torch.utils._sympy.numbers import int_oo
+from torch.utils.checkpoint import _CachingTorchDispatchMode as SelectiveCheckpoint
 
 __all__ = [
     "BatchNorm",
     "FakeTensorMode",
     "OpOverload",
+    "SelectiveCheckpoint",
     "SequenceKey",
     "TorchDispatchMode",
     "aliases_argument",
     "all_gather_single",
     "compiled_call",
+    "custom_function",
     "declare_symbol",
     "distributed_tensor",
     "inductor_compile",
@@ -49,7 +52,9 @@ __all__ = [
     "reduce_scatter_single",
     "reparametrized",
     "returns_nothing",
+    "selective_checkpoints",
     "sequence_number",
+    "set_grad_enabled",
     "shape_guards",
     "shape_guards_hold",
     "symbol_example",
@@ -62,11 +67,16 @@ __all__ = [
     "tracing_with",
     "version_of",
     "without_guards",
+    "without_saved_tensor_hooks",
+    "without_torch_function",
 ]
 
 # torch 2.13 renamed the collectives of one tensor; 2.11 knows the old names only.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+set_grad_enabled = torch._C._set_grad_enabled  # what every way to switch autograd on or off comes to
+without_torch_function = torch._C.DisableTorchFunction  # a context in which no `TorchFunctionMode` sees a call
 
 
 def new_fake_mode() -> FakeTensorMode:
@@ -263,3 +273,31 @@ def argument(op: OpOverload, name: str, args: Sequence[Any], kwargs: Mapping[str
 def lazy_graph_module(root: nn.Module, graph: Graph) -> GraphModule:
     """A module of `graph` whose code is generated when it is first called or printed."""
     return _LazyGraphModule(root, graph)
+
+
+def custom_function(tensor: torch.Tensor) -> type | None:
+    """The `torch.autograd.Function` that gave `tensor`, if gradients flow through it; None where torch made it itself.
+
+    It makes one of each operator with a registered gradient.
+    """
+    function = getattr(tensor.grad_fn, "_forward_cls", None)
+    return None if function is None or function.__module__.startswith("torch._") else function
+
+
+@contextlib.contextmanager
+def without_saved_tensor_hooks() -> Iterator[list[Callable[[torch.Tensor], Any]]]:
+    """Take the `saved_tensors_hooks` in force out of force inside; gives their packing halves, outermost first."""
+    hooks = []
+    while (top := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
+        hooks.append(top)
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield [pack for pack, _ in reversed(hooks)]
+    finally:
+        for pack, unpack in reversed(hooks):
+            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+
+def selective_checkpoints() -> list[SelectiveCheckpoint]:
+    """What `create_selective_checkpoint_contexts` has put in force, outermost first; `policy_fn` of each decides."""
+    return [mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, SelectiveCheckpoint)]

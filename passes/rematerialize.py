@@ -5,19 +5,19 @@ before `zero`, which then gathers, for backward, the parameters that it reads th
 """
 
 import fnmatch
-import operator
 from dataclasses import dataclass
 
 from torch import fx
 
 from graphopt.cost.operations import contraction_flops
 from graphopt.errors import PassError
-from graphopt.ir import Effect, Level, Phase, Program, effect_of, facts_of
+from graphopt.ir import Level, Phase, Program, facts_of
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.budget import Budget, choose
 from graphopt.passes.build import Builder
 from graphopt.passes.repeat import repeat_in_backward
+from graphopt.passes.repeatable import repeatable
 from graphopt.sizes import readable_size
 
 POLICIES = ("full", "selective", "budget")
@@ -61,32 +61,20 @@ class Rematerialize(Pass):
         if not program.compute_nodes(Phase.BACKWARD):
             return False
         options = self.options
-        repeatable = self._repeatable(program)
+        nodes = repeatable(program, lambda node: facts_of(node).layer, self._is_kept)
         reason = f"policy={options.policy} computes it again for backward, so that it is not saved"
         if options.policy == "budget":
-            choice = choose(program, context, repeatable, Budget(options.bytes, options.share))
-            repeatable = choice.repeated
+            choice = choose(program, context, nodes, Budget(options.bytes, options.share))
+            nodes = choice.repeated
             context.statistics.update(limit_bytes=choice.limit, peak_bytes=choice.peak_bytes)
             reason = f"a step within {readable_size(choice.limit)} has no room to save it: it is computed again"
         elif all(facts_of(node).layer is None for node in program.compute_nodes(Phase.FORWARD)):
             raise PassError("rematerialize: the model has no repeated layers, so there is nothing to compute again")
         else:
-            repeatable = {node for node in repeatable if facts_of(node).layer is not None}
-        repeated = repeat_in_backward(Builder(program, context, self.name), repeatable, reason)
+            nodes = {node for node in nodes if facts_of(node).layer is not None}
+        repeated = repeat_in_backward(Builder(program, context, self.name), nodes, reason)
         context.statistics.update(repeated=repeated)
         return repeated > 0
-
-    def _repeatable(self, program: Program) -> set[fx.Node]:
-        """The pure calls that are not to be kept, and whose layer alone reads them: what goes to the next is saved."""
-        kept: set[fx.Node] = set()
-        found: set[fx.Node] = set()
-        for node in program.compute_nodes(Phase.FORWARD):
-            is_item_of_kept = node.target is operator.getitem and node.args[0] in kept
-            if effect_of(node) is not Effect.PURE or is_item_of_kept or self._is_kept(node):
-                kept.add(node)
-            elif not _leaves_layer(node):
-                found.add(node)
-        return found
 
     def _is_kept(self, node: fx.Node) -> bool:
         if self.options.policy == "selective" and contraction_flops(node) is not None:
@@ -96,12 +84,3 @@ class Rematerialize(Pass):
 
 def _matches(name: str, patterns: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split("|"))
-
-
-def _leaves_layer(node: fx.Node) -> bool:
-    """Whether forward reads a value outside the layer that makes it."""
-    layer = facts_of(node).layer
-    return any(
-        user.op != "output" and facts_of(user).phase is Phase.FORWARD and facts_of(user).layer != layer
-        for user in node.users
-    )

@@ -1,6 +1,7 @@
 """Each private name of torch that is used still does what it is used for."""
 
 import copy
+import functools
 import pickle
 from typing import Any
 
@@ -8,7 +9,10 @@ import pytest
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from graphopt import _torch
 
@@ -181,3 +185,81 @@ def test_code_of_a_lazy_module_is_made_when_it_is_called() -> None:
     assert isinstance(module, torch.fx.GraphModule) and "_code" not in vars(module)
     assert torch.equal(module(torch.ones(2)), torch.ones(2).sin())
     assert "sin" in module.code
+
+
+def test_the_switch_of_gradients_is_seen_unless_nothing_is() -> None:
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Watch(), torch.no_grad():
+        assert seen == [_torch.set_grad_enabled]
+        with _torch.without_torch_function(), torch.enable_grad():
+            assert seen == [_torch.set_grad_enabled] and torch.is_grad_enabled()
+
+
+def test_functions_of_the_user_s_are_told_from_those_of_torch() -> None:
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return gradient * 2
+
+    @torch.library.custom_op("graphopt_tests::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    twice.register_autograd(lambda ctx, gradient: gradient * 2)
+    x = torch.ones(2, requires_grad=True)
+    assert _torch.custom_function(Double.apply(x)) is Double
+    assert _torch.custom_function(Double.apply(x.detach())) is None
+    assert _torch.custom_function(twice(x)) is None and twice(x).requires_grad
+    assert _torch.custom_function(x * 2) is None and _torch.custom_function(x) is None
+
+
+def test_hooks_on_saved_tensors_are_out_of_force_for_the_context() -> None:
+    packed = []
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        packed.append(x)
+        return x
+
+    def other(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    x = torch.ones(2, requires_grad=True)
+    with saved_tensors_hooks(pack, other), saved_tensors_hooks(other, other):
+        with _torch.without_saved_tensor_hooks() as hooks, _torch.without_saved_tensor_hooks() as within:
+            assert hooks == [pack, other] and within == []
+            x.sin()
+        with _torch.without_saved_tensor_hooks() as hooks:
+            assert hooks == [pack, other]
+    with saved_tensors_hooks(pack, other):
+        with _torch.without_saved_tensor_hooks():
+            x.sin()
+        assert not packed
+        x.sin()
+    assert len(packed) == 1
+
+
+def test_selective_checkpoints_are_found_with_their_policies() -> None:
+    seen = []
+
+    def policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        seen.append((operator, len(_torch.selective_checkpoints())))
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    def inside(x: torch.Tensor) -> torch.Tensor:
+        (mode,) = _torch.selective_checkpoints()
+        assert mode.policy_fn is policy
+        return x.sin()
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    checkpoint(inside, torch.ones(2, requires_grad=True), use_reentrant=False, context_fn=contexts)
+    assert seen[0][0] is torch.ops.aten.sin.default and not _torch.selective_checkpoints()

@@ -16,11 +16,13 @@ from torch import fx, nn
 from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputSpec
 from torch.export.graph_signature import InputKind as ExportInput
 from torch.export.graph_signature import OutputKind as ExportOutput
+from torch.fx.traceback import preserve_node_meta
 
 from graphopt._torch import BatchNorm, FakeTensorMode, new_fake_mode, reparametrized, tracing_with
 from graphopt.capture.arguments import CallSpec
 from graphopt.capture.assignments import settled
-from graphopt.capture.gradients import KeepNoGrad, reader_of_lost_values
+from graphopt.capture.checkpoints import MarkCheckpoints, without_reentrance
+from graphopt.capture.gradients import KeepNoGrad, reader_of_lost_values, refuse_custom_functions
 from graphopt.capture.layers import layer_of, repeated_layers
 from graphopt.capture.shared_buffers import SharedBuffers
 from graphopt.capture.structure import Template, take_apart
@@ -84,12 +86,22 @@ def capture(
     """
     fake_mode = new_fake_mode()
     templates: list[Template] = []
+    checkpoints = MarkCheckpoints()
+
+    @contextlib.contextmanager
+    def watched() -> Iterator[None]:
+        if not torch.is_grad_enabled():
+            yield
+            return
+        with KeepNoGrad(), checkpoints, without_reentrance():
+            yield
 
     def call(module: nn.Module, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         args, kwargs = spec.rebuild(values)
         outputs: list[torch.Tensor] = []
-        with shared.lent(), settled(module), KeepNoGrad() if torch.is_grad_enabled() else contextlib.nullcontext():
+        with shared.lent(), settled(module), watched():
             templates.append(take_apart(module(*args, **kwargs), outputs))
+            refuse_custom_functions(outputs)
         return tuple(outputs)
 
     flat = _Flat(model, call)
@@ -103,6 +115,7 @@ def capture(
             tracing_with(fake_mode),
             reparametrized(model, state),
             shared.lifted(),
+            preserve_node_meta(),
         ):
             warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own use of its tree specs
             exported = torch.export.export(
@@ -110,6 +123,7 @@ def capture(
             )
             lost = reader_of_lost_values(exported, fake_mode)
             if lost is None:
+                _interpret_parts(exported.graph_module)
                 exported = exported.run_decompositions({})
     except Exception as error:
         raise _explained(error, model) from error
@@ -121,8 +135,15 @@ def capture(
             "write .detach() instead"
         )
     program = _with_roles(exported, names, model, shared.names)
-    _state_facts(program.graph, model)
+    _state_facts(program.graph, model, checkpoints)
     return Capture(program, fake_mode, templates[-1], names)
+
+
+def _interpret_parts(module: fx.GraphModule) -> None:
+    """Have autocast regions, which are graphs within the graph, run node by node: as code they lose what nodes know."""
+    for part in module.modules():
+        if part is not module and isinstance(part, fx.GraphModule):
+            part.forward = fx.Interpreter(part).run
 
 
 @contextlib.contextmanager
@@ -275,7 +296,7 @@ def _merge_duplicates(program: Program) -> None:
             program.remove_input(node)
 
 
-def _state_facts(graph: fx.Graph, model: nn.Module) -> None:
+def _state_facts(graph: fx.Graph, model: nn.Module, checkpoints: MarkCheckpoints) -> None:
     layers = repeated_layers(model)
     for node in graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
@@ -283,7 +304,14 @@ def _state_facts(graph: fx.Graph, model: nn.Module) -> None:
         module = "" if path == _PREFIX[:-1] else path.removeprefix(_PREFIX)
         lines = _SOURCE_LINE.findall(node.meta.get("stack_trace") or "")
         source = f"{Path(lines[-1][0]).name}:{lines[-1][1]}" if lines else None
-        facts = NodeFacts(module=module, source=source, layer=layer_of(module, layers))
+        mark = checkpoints.mark_of(node)
+        facts = NodeFacts(
+            module=module,
+            source=source,
+            layer=layer_of(module, layers),
+            checkpoint=mark.region if mark is not None else None,
+            checkpoint_saves=tuple(sorted(mark.saved)) if mark is not None else (),
+        )
         node.meta = {"val": node.meta.get("val"), "graphopt": facts}
 
 

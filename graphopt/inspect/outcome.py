@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from graphopt.capture.arguments import flatten_call
+from graphopt.capture.checkpoints import without_regions
 from graphopt.capture.export import kept_as_stored
 from graphopt.capture.structure import take_apart
 from graphopt.driver import Compilation
@@ -121,7 +122,7 @@ def _eager_run(workload: Workload, batch: list[torch.Tensor], rank: int) -> _Eag
     _, spec = flatten_call(workload.args, workload.kwargs)
     args, kwargs = spec.rebuild(batch)
     outputs: list[torch.Tensor] = []
-    with SeededDraws(rank):
+    with SeededDraws(rank), without_regions():
         take_apart(model(*args, **kwargs), outputs)
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         gradients = _gradients(workload, outputs, parameters)

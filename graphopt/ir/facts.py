@@ -24,6 +24,8 @@ class NodeFacts:
     module: dotted path of the module whose code made it (of the forward node, for a backward node).
     source: ``file.py:123`` in the model's code.
     layer: path of the repeated block it belongs to, such as ``model.layers.3``; None outside any.
+    checkpoint: number of the region of `torch.utils.checkpoint` it belongs to, whose values are computed again.
+    checkpoint_saves: operators whose results that region saves all the same (a selective checkpoint).
     origin: name of the node it was derived from, in the graph before the pass that made it.
     made_by: the pass that made it (``capture`` for those of the model itself).
     resident: the value lives in storage that outlasts the step (a gathered parameter in ZeRO 1 and 2).
@@ -35,6 +37,8 @@ class NodeFacts:
     module: str = ""
     source: str | None = None
     layer: str | None = None
+    checkpoint: int | None = None
+    checkpoint_saves: tuple[str, ...] = ()
     origin: str | None = None
     made_by: str = "capture"
     resident: bool = False
