@@ -1,9 +1,11 @@
 """The fastest way to run a step within a number of bytes, by what backward computes again."""
 
+import contextlib
 import dataclasses
+import gc
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -141,12 +143,25 @@ def _finished(program: Program, context: PassContext, repeated: set[fx.Node]) ->
     """The memory of the program when all passes have run."""
     # Also where gradients are not reduced, so that a backward half fits the forward half of one that is.
     context = dataclasses.replace(context, reduce_gradients=True, statistics={})
-    copy = copied(program)
     names = {node.name for node in repeated}
-    repeat_in_backward(Builder(copy, context, ""), [node for node in copy.graph.nodes if node.name in names], "")
-    for step in context.remaining:
-        step.run(copy, context)
-    return memory(copy, context.mesh, context.shared_axes)
+    with _without_collections():
+        copy = copied(program)
+        repeat_in_backward(Builder(copy, context, ""), [node for node in copy.graph.nodes if node.name in names], "")
+        for step in context.remaining:
+            step.run(copy, context)
+        return memory(copy, context.mesh, context.shared_axes)
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """What a pass makes stays: to look for garbage in all of it, again and again, takes as long as making it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _held(program: Program, context: PassContext) -> Callable[[fx.Node], int | None]:

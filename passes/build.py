@@ -36,7 +36,8 @@ class Builder:
 
     def call(self, target: Callable[..., Any], *args: Any, like: fx.Node, phase: Phase, **kwargs: Any) -> fx.Node:
         """Insert ``target(*args, **kwargs)``, its fake value computed, its facts those of `like` in `phase`."""
-        node = self.graph.call_function(target, args, kwargs)
+        node = self.graph.call_function(target)
+        node.args, node.kwargs = args, kwargs  # given to call_function, they are looked through at length
         node.meta["val"] = self._value(target, args, kwargs)
         return annotate(node, like=like, phase=phase, origin=like.name, made_by=self.made_by, reasons=())
 

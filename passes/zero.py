@@ -68,15 +68,15 @@ class Zero(Pass):
     def run(self, program: Program, context: PassContext) -> bool:
         builder = Builder(program, context, self.name)
         sharded = [
-            (node, context.layouts[role.name])
+            (role, node, context.layouts[role.name])
             for role, node in program.nodes_of(InputKind.PARAMETER)
             if not context.layouts[role.name].is_whole
         ]
-        weights = {_weight(node): layout for node, layout in sharded}
+        weights = {_weight(node): layout for _, node, layout in sharded}
         dropped = [w for w, layout in weights.items() if self._dropped_after_forward(layout)]
         rederived = _rederive_in_backward(builder, dropped)
-        for node, layout in sharded:
-            self._gather(builder, node, layout)
+        for role, node, layout in sharded:
+            self._gather(builder, role, node, layout)
         reduced = self._reduce_gradients(builder) if context.reduce_gradients else 0
         program.reduced = context.reduce_gradients
         context.statistics.update(sharded=len(sharded), reduced=reduced, rederived=rederived)
@@ -86,12 +86,11 @@ class Zero(Pass):
         kept = any(fnmatch.fnmatchcase(layout.name, pattern) for pattern in self.options.keep.split("|"))
         return self.options.stage == 3 and not kept
 
-    def _gather(self, builder: Builder, parameter: fx.Node, layout: ParameterLayout) -> None:
+    def _gather(self, builder: Builder, role: Input, parameter: fx.Node, layout: ParameterLayout) -> None:
         """Replace the whole parameter by its shard, gathered before the first use (in each direction, if dropped)."""
         program = builder.program
         weight = _weight(parameter)
         dtype = weight.meta["val"].dtype
-        role = program.inputs[program.placeholders.index(parameter)]
         shard = program.add_input(
             Input(InputKind.SHARD, role.name, role.requires_grad),
             builder.fake(layout.shard_shape, layout.dtype, parameter),

@@ -38,7 +38,7 @@ class Snapshot:
         for node, name, op, target, args, kwargs, meta in self._nodes:
             own_args, own_kwargs = fx.map_arg((args, kwargs), made.__getitem__)
             made[node] = graph.create_node(op, target, name=name)
-            made[node].args, made[node].kwargs = own_args, own_kwargs  # given at once, they are searched for symbols
+            made[node].args, made[node].kwargs = own_args, own_kwargs  # given to create_node, they are looked through
             made[node].meta.update(meta)
         program = self._program
         return dataclasses.replace(
