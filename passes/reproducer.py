@@ -9,7 +9,6 @@ error.txt           the error with its traceback
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import json
 import platform
 import traceback
@@ -32,6 +31,7 @@ from graphopt.ir.snapshot import Snapshot
 from graphopt.nearest import nearest
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
+from graphopt.versions import versions
 
 _FORMAT = 1
 _DATA, _PROGRAM = "reproducer.json", "program.json"
@@ -132,7 +132,7 @@ def _written(
         "done": list(done),
         "places": {step.name: _place(type(step)) for step in remaining},
         "context": _written_context(context),
-        "versions": _versions(),
+        "versions": {**versions(), "platform": platform.platform()},
         "error": {"type": type(error).__name__, "message": str(error)},
     }
     files = {
@@ -175,19 +175,6 @@ def _read_context(written: dict[str, Any]) -> dict[str, Any]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = importlib.metadata.version("graphopt")
-    except importlib.metadata.PackageNotFoundError:
-        own = "not installed"
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "graphopt": own,
-        "platform": platform.platform(),
-    }
 
 
 def _place(kind: type[Pass] | None) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"plan", "plan_text", "sizes", "nearest", "errors", "artifacts", "_torch", "cuda_ext"},
+    {"plan", "plan_text", "sizes", "nearest", "errors", "artifacts", "versions", "_torch", "cuda_ext"},
     {"ir"},
     {"runtime", "optim"},
     {"offload", "cost", "capture", "triton_kernels", "verify"},

@@ -1,17 +1,14 @@
 """An inspection as plain values for JSON: what the page reads. Texts are numbered, what stays the same is said once."""
 
-import platform
 from collections.abc import Iterable
-from importlib import metadata
 from typing import Any
-
-import torch
 
 from graphopt.cost.simulator import Schedule
 from graphopt.inspect.compare import Comparison
 from graphopt.inspect.inspection import Inspection
 from graphopt.inspect.provenance import Changes
 from graphopt.inspect.recorder import NodeRecord, Stage
+from graphopt.versions import versions
 
 _MICROSECONDS = 1e6
 
@@ -48,15 +45,6 @@ def document(inspection: Inspection, comparison: Comparison | None = None, start
         "source": report.source,
         "comparison": comparison.to_dict() if comparison is not None else None,
         "strings": strings.texts,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of what took part."""
-    return {
-        "graphopt": metadata.version("graphopt"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
     }
 
 

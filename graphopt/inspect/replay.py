@@ -6,11 +6,12 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from graphopt.errors import GraphoptError
+from graphopt.inspect.request import write_text
 from graphopt.passes.pipeline import Pipeline, format_pass
 from graphopt.passes.reproducer import Reproducer
 
@@ -87,13 +88,16 @@ def replay(folder: Path) -> Replayed:
 
 def replay_command(
     folder: Annotated[Path, typer.Argument(help="what the error named: reproduce it with: graphopt-inspect replay …")],
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    form: Annotated[Literal["text", "json"], typer.Option("--format", "-f", help="how the answer is written")] = "text",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the file to write; by default the terminal")
+    ] = None,
 ) -> None:
     """Run a pass that failed once more, from the folder that it left; exit code 1 if it still fails."""
     if "" not in sys.path:  # a pass of the user's may be in this folder
         sys.path.insert(0, "")
     replayed = replay(folder)
-    print(json.dumps(replayed.to_dict(), indent=2) if as_json else str(replayed), end="\n" if as_json else "")
+    write_text(f"{json.dumps(replayed.to_dict(), indent=2)}\n" if form == "json" else str(replayed), output)
     raise typer.Exit(replayed.exit_code)
 
 

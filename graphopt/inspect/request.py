@@ -69,13 +69,17 @@ class Request:
 
 def write(view: View, request: Request, form: Format, output: Path | None) -> None:
     """Write a view to `output`, or print it. Raises TargetError if the file cannot be written."""
+    if output is None and form is Format.TEXT and sys.stdout.isatty():
+        Console().print(view.text())
+    else:
+        write_text(_rendered(view, request, form), output)
+
+
+def write_text(text: str, output: Path | None) -> None:
+    """Write `text` to `output`, or print it. Raises TargetError if the file cannot be written."""
     if output is None:
-        if form is Format.TEXT and sys.stdout.isatty():
-            Console().print(view.text())
-        else:
-            print(_rendered(view, request, form).rstrip("\n"))
+        print(text.rstrip("\n"))
         return
-    text = _rendered(view, request, form)
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:

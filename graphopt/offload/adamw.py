@@ -17,6 +17,7 @@ from graphopt.cuda_ext.adamw import Run, Settings, update
 from graphopt.offload.everywhere import raise_everywhere
 from graphopt.offload.shard import MASTER, Shard, rows_of
 from graphopt.optim import AdamW
+from graphopt.optim.adamw import settings_of
 from graphopt.runtime.files import Part, StreamedState, TensorFiles, file_backed, working_folder
 
 
@@ -129,15 +130,7 @@ class DiskAdamW(AdamW):
     def _shard(self, name: str, parameter: torch.Tensor, group: Mapping[str, Any], gradient_scale: float) -> Shard:
         state = self.state[parameter]
         step = int(state["step"]) + 1 if state else 1
-        beta1, beta2 = group["betas"]
-        settings = Settings(
-            step,
-            lr=float(group["lr"]),
-            betas=(float(beta1), float(beta2)),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            gradient_scale=gradient_scale,
-        )
+        settings = settings_of(group, step, gradient_scale)
         version = version_of(local_tensor(parameter))
         changed = self._versions.get(parameter, version) != version
         return Shard.of(name, parameter, settings, is_new=not state, renews_master=not state or changed)

@@ -1,7 +1,7 @@
 """AdamW in one pass over memory, for plain parameters and for shards, in float32 and bfloat16."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ class AdamW(Optimizer):
         self._versions.update({each: _version(each) for each in parameters if each.dtype == torch.bfloat16})
 
 
-def settings_of(group: dict[str, Any], step: int, gradient_scale: float) -> Settings:
+def settings_of(group: Mapping[str, Any], step: int, gradient_scale: float) -> Settings:
     """A parameter group's hyperparameters at its parameters' `step`, the first of which is 1."""
     beta1, beta2 = group["betas"]
     return Settings(

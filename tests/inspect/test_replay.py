@@ -73,11 +73,15 @@ def test_a_pass_that_is_gone_is_told_the_nearest() -> None:
         replay(folder)
 
 
-def test_the_command() -> None:
+def test_the_command(tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(replay_command)
     folder = folder_of(failed(PLAN.format("raises")))
     shown = CliRunner().invoke(app, [str(folder)])
     assert shown.exit_code == 1 and shown.output.startswith("raises fails as recorded")
-    values = json.loads(CliRunner().invoke(app, [str(folder), "--json"]).output)
+    values = json.loads(CliRunner().invoke(app, [str(folder), "--format", "json"]).output)
     assert values["failed"] == "raises" and values["as_recorded"] and values["recorded"]["versions"]["torch"]
+    told = CliRunner().invoke(app, [str(folder), "--output", str(tmp_path / "told.txt")])
+    assert told.exit_code == 1 and (tmp_path / "told.txt").read_text().startswith("raises fails as recorded")
+    refused = CliRunner().invoke(app, [str(folder), "--format", "dot"])
+    assert refused.exit_code == 2 and "'text', 'json'" in refused.output
