@@ -57,6 +57,11 @@ def _replace(builder: Builder, node: fx.Node, axis: str) -> None:
     def spread(per_channel: object) -> fx.Node:
         return call(aten.reshape.default, per_channel, broadcast)
 
+    def moved(running: object, per_channel: fx.Node) -> fx.Node:
+        assert isinstance(running, fx.Node)
+        found = call(aten.detach.default, cast(per_channel, running.meta["val"].dtype))
+        return call(aten.lerp.Scalar, running, found, momentum)
+
     wide = torch.promote_types(value.meta["val"].dtype, torch.float32)
     with builder.before(node):
         value = cast(value, wide)
@@ -79,8 +84,8 @@ def _replace(builder: Builder, node: fx.Node, axis: str) -> None:
             0: result,
             1: mean,
             2: scale,
-            3: call(aten.lerp.Scalar, running_mean, call(aten.detach.default, mean), momentum),
-            4: call(aten.lerp.Scalar, running_var, call(aten.detach.default, unbiased), momentum),
+            3: moved(running_mean, mean),
+            4: moved(running_var, unbiased),
         }
         results = {i: cast(result, node.meta["val"][i].dtype) for i, result in results.items()}
     for item in list(node.users):
