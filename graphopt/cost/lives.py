@@ -93,6 +93,8 @@ def lives_of(
 
 def lives_elsewhere(program: Program, sizes: Sizes[Size]) -> list[Life[Size]]:
     """What is kept in files, or on the host beside a device with memory of its own; the category is the place."""
+    if not program.graph.find_nodes(op="call_function", target=COPY_OUT):
+        return []
     return [
         Life(each.owner.name, place_of(each.owner), sizes.storage(each.owner), each.first, each.last)
         for each in intervals(program)

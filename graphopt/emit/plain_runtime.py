@@ -96,11 +96,53 @@ class Collectives:
         return InFlight(dist.all_reduce(tensor, group=group, async_op=True), lambda: tensor)
 
 
+class Elsewhere:
+    """A tensor on the host or in a file, from the copy out to the copy back; here they are made at once."""
+
+    def __init__(self, value: torch.Tensor, place: str) -> None:
+        self._device = value.device
+        self._host = value.to("cpu", copy=True)
+        self._file = tempfile.TemporaryFile() if place == "disk" else None
+        if self._file is not None:
+            torch.save(self._host, self._file)
+            del self._host
+
+    def wait(self) -> "Elsewhere":
+        return self
+
+    def back(self) -> torch.Tensor:
+        if self._file is None:
+            return self._host.to(self._device, copy=True)
+        self._file.seek(0)
+        return torch.load(self._file).to(self._device)  # type: ignore[no-any-return]
+
+
+class Back:
+    """A tensor that is back."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self._value = value
+
+    def wait(self) -> torch.Tensor:
+        return self._value
+
+
+class Copies:
+    """Starts copies elsewhere and back."""
+
+    def out(self, value: torch.Tensor, place: str, name: str) -> Elsewhere:
+        return Elsewhere(value, place)
+
+    def back(self, kept: Elsewhere) -> Back:
+        return Back(kept.back())
+
+
 class Runtime:
     """What `forward` and `backward` are given beside their inputs."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self.collectives = Collectives(mesh)
+        self.copies = Copies()
 
     def refresh(self, names: list[str], shards: list[torch.Tensor], axis: str) -> list[InFlight]:
         """Parameters that stay gathered from step to step, until their shards change; here there is one step."""
