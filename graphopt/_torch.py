@@ -278,10 +278,11 @@ def lazy_graph_module(root: nn.Module, graph: Graph) -> GraphModule:
 def custom_function(tensor: torch.Tensor) -> type | None:
     """The `torch.autograd.Function` that gave `tensor`, if gradients flow through it; None where torch made it itself.
 
-    It makes one of each operator with a registered gradient.
+    It makes one of each operator with a registered gradient, and has one to hold the inputs of a checkpoint.
     """
     function = getattr(tensor.grad_fn, "_forward_cls", None)
-    return None if function is None or function.__module__.startswith("torch._") else function
+    is_own = function is None or function.__module__.startswith(("torch._", "torch.utils.checkpoint"))
+    return None if is_own else function
 
 
 @contextlib.contextmanager
