@@ -18,11 +18,16 @@ from bench.memory import POLICIES, STAGES, accuracy
 from bench.models import DIMENSIONS, MODELS
 from bench.offload import beyond_memory
 from bench.optimizer import compare
+from bench.remat import half, planner
+from bench.remat_gap import gaps
+from bench.remat_picture import picture
+from bench.remat_sweep import Workload, sweep
 from bench.rivals import RIVALS
 from bench.statistics import spread
 from bench.train import measure
 
 RESULTS = Path(__file__).parent / "results"
+PICTURE = Path(__file__).parents[1] / "docs" / "remat-sweep.svg"
 ORDER = ",".join(RIVALS)
 
 
@@ -82,6 +87,80 @@ def _memory(options: argparse.Namespace) -> dict[str, Any]:
         kernels.add_row(row["model"], row["size"], f"{row['predicted']:,}", f"{row['allocated']:,}", f"{apart:+.4%}")
     Console(width=140).print(table, kernels, f"from {found['lowest']:+.4%} to {found['highest']:+.4%}")
     return found
+
+
+def _remat(options: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    parts = options.parts.split(",")
+    unknown = set(parts) - set(REMAT_PARTS)
+    if unknown:
+        raise SystemExit(f"unknown part {min(unknown)}; choose from {', '.join(REMAT_PARTS)}")
+    for part in parts:
+        found[part] = REMAT_PARTS[part](options)
+    return found
+
+
+def _remat_sweep(options: argparse.Namespace) -> dict[str, Any]:
+    found = sweep(options.points, options.rounds, Workload())
+    table = Table(
+        "share", "budget", "predicted", "measured", "TFLOP", "predicted ms", "step ms", "torch: bytes", "TFLOP"
+    )
+    for ours, theirs in zip(found["graphopt"], found["torch"], strict=True):
+        sizes = (f"{ours[name]:,}" for name in ("limit_bytes", "predicted_bytes", "peak_bytes"))
+        seconds = (ours["predicted_seconds"], ours["seconds"]["median"])
+        table.add_row(
+            f"{ours['share']:.2f}",
+            *sizes,
+            f"{ours['flops'] / 1e12:.6f}",
+            *(f"{each * 1e3:.2f}" for each in seconds),
+            f"{theirs['peak_bytes']:,}",
+            f"{theirs['flops'] / 1e12:.6f}",
+        )
+    Console(width=160).print(table, found["violations"])
+    PICTURE.write_text(picture(found) + "\n")
+    return found
+
+
+def _remat_planner(options: argparse.Namespace) -> dict[int, float]:
+    found = planner(tuple(int(depth) for depth in options.depths.split(",")))
+    table = Table("layers", "planner's seconds")
+    for depth, seconds in found.items():
+        table.add_row(str(depth), f"{seconds:.2f}")
+    Console().print(table)
+    return found
+
+
+def _remat_half(options: argparse.Namespace) -> dict[str, Any]:
+    found = half(Workload(layers=8, hidden=512, rows=2, length=512, vocabulary=1024), options.rounds)
+    table = Table("activations", "peak", "GFLOP", "predicted ms", "step ms", "quartiles")
+    for name, each in found["seconds"].items():
+        table.add_row(
+            name,
+            f"{found['peak_bytes'][name]:,}",
+            f"{found['flops'][name] / 1e9:.2f}",
+            f"{found['predicted_seconds'][name] * 1e3:.1f}",
+            f"{each['median'] * 1e3:.0f}",
+            f"{each['low'] * 1e3:.0f}–{each['high'] * 1e3:.0f}",
+        )
+    ratio = found["time_ratio"]
+    measured = f"{ratio['median']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f})"
+    Console().print(table, f"FLOPs {found['added_flops']:+.2%}, predicted time {found['added_predicted_seconds']:+.2%}")
+    Console().print(f"measured time of that without: {measured}")
+    return found
+
+
+def _remat_gap(options: argparse.Namespace) -> list[dict[str, Any]]:
+    table = Table("model", "share", "computed again µs", "bound µs", "above", "of the step")
+    found = gaps()
+    for gap in found:
+        again, bound = gap.found_seconds, gap.bound_seconds
+        shown = (f"{again * 1e6:.1f}", f"{bound * 1e6:.1f}", f"{again / bound - 1:.2%}")
+        table.add_row(gap.model, f"{gap.share:g}", *shown, f"{(again - bound) / gap.step_seconds:.2%}")
+    Console().print(table)
+    return [asdict(gap) for gap in found]
+
+
+REMAT_PARTS = {"sweep": _remat_sweep, "planner": _remat_planner, "half": _remat_half, "gap": _remat_gap}
 
 
 def _optimizer(options: argparse.Namespace) -> dict[str, Any]:
@@ -151,6 +230,13 @@ def main() -> None:
     remembering.add_argument("--policies", default=",".join(policy or "none" for policy in POLICIES))
     remembering.add_argument("--result", default="memory")
     remembering.set_defaults(run=_memory)
+    repeating = commands.add_parser("remat", help="rematerialization to a budget")
+    repeating.add_argument("--parts", default=",".join(REMAT_PARTS))
+    repeating.add_argument("--points", type=int, default=20, help="budgets of the sweep")
+    repeating.add_argument("--depths", default="8,16,32,64,126", help="of the planner")
+    repeating.add_argument("--rounds", type=int, default=6)
+    repeating.add_argument("--result", default="remat")
+    repeating.set_defaults(run=_remat)
     updating = commands.add_parser("optimizer", help="AdamW on the CPU beside torch's")
     updating.add_argument("--layers", type=int, default=9)
     updating.add_argument("--rounds", type=int, default=20)
