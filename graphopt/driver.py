@@ -31,7 +31,7 @@ from graphopt.ir.collectives import collective_calls
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.pipeline import Observer, PassRecord, Pipeline
-from graphopt.plan import Plan, Remat
+from graphopt.plan import Offload, Plan, Remat
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree
 from graphopt.runtime.collectives import Collectives
@@ -122,9 +122,9 @@ def pipeline_text(plan: Plan) -> str:
         steps.append("precision")
     steps.append("checkpoint")
     if plan.remat is not None:
-        steps.append(_remat_text(plan.remat))
-    if plan.offload is not None:
-        steps.append(f"offload{{place={plan.offload.place},least_bytes={plan.offload.least_bytes}}}")
+        steps.append(_remat_text(plan.remat, plan.offload))
+    if plan.offload is not None and (plan.remat is None or plan.remat.budget is None):
+        steps.append(f"offload{{{_place_text(plan.offload)}}}")
     if ranks > 1:
         steps.append(_zero_text(plan))
         steps.append(f"bucket{{bytes={plan.zero.bucket_bytes or 0}}}")
@@ -150,12 +150,17 @@ def planned_pipeline(plan: Plan, registry: Mapping[str, type[Pass]] = REGISTRY) 
     return pipeline
 
 
-def _remat_text(remat: Remat) -> str:
+def _place_text(offload: Offload) -> str:
+    return f"place={offload.place},least_bytes={offload.least_bytes}"
+
+
+def _remat_text(remat: Remat, offload: Offload | None) -> str:
     if remat.budget is None:
         options = [f"policy={remat.policy}"]
     else:
         name = "bytes" if isinstance(remat.budget, int) else "share"
         options = ["policy=budget", f"{name}={remat.budget}"]
+        options += [_place_text(offload)] if offload is not None else []
     options += [
         f"{name}={'|'.join(kept)}" for name, kept in (("keep", remat.keep), ("keep_ops", remat.keep_ops)) if kept
     ]

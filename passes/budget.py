@@ -1,8 +1,9 @@
-"""The fastest way to run a step within a number of bytes, by what backward computes again."""
+"""The fastest way to run a step within a number of bytes: what backward computes again, and what leaves until then."""
 
 import contextlib
 import dataclasses
 import gc
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from graphopt.cost.duration import compute_seconds
+from graphopt.cost.duration import compute_seconds, copy_seconds
 from graphopt.cost.frontier import Frontier
 from graphopt.cost.memory import Memory, memory
+from graphopt.cost.moving import Choice, Choices, Moving
 from graphopt.cost.operations import work_of
 from graphopt.cost.refine import Refinement
 from graphopt.cost.repetition import Outcome, Timeline
@@ -21,10 +23,12 @@ from graphopt.ir import OutputKind, Program
 from graphopt.ir.snapshot import copied
 from graphopt.passes.base import PassContext
 from graphopt.passes.build import Builder
+from graphopt.passes.elsewhere import frees_memory, keep_elsewhere, movable
 from graphopt.passes.repeat import repeat_in_backward
 from graphopt.sizes import readable_size
 
 _CALLS = 250_000  # what a second goes through
+_GUESSES = 8  # by the timeline, before the rest is halved again and again
 
 
 @dataclass(frozen=True)
@@ -43,50 +47,78 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What backward computes again, the bytes that this leaves at the peak, and the bytes that were allowed."""
+class Elsewhere:
+    """Where values may go meanwhile, ``host`` or ``disk``, and how large they must be."""
 
-    repeated: set[fx.Node]
+    place: str
+    least_bytes: int
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A choice, the bytes that it leaves at the peak, and the bytes that were allowed."""
+
+    choice: Choice
     peak_bytes: int
     limit: int
 
 
-def choose(program: Program, context: PassContext, repeatable: Collection[fx.Node], budget: Budget) -> Choice:
+def choose(
+    program: Program,
+    context: PassContext,
+    repeatable: Collection[fx.Node],
+    budget: Budget,
+    elsewhere: Elsewhere | None = None,
+) -> Fitting:
     """The first choice of the frontier whose peak, when the rest of the pipeline has run, is within the budget.
 
     Choices do not depend on the budget, so a smaller one never leads to a higher peak, nor to a shorter step. Raises
     PassError for a budget that none keeps.
     """
-    return _Search(program, context, repeatable).within(budget)
+    return _Search(program, context, repeatable, elsewhere).within(budget)
+
+
+def apply(builder: Builder, choice: Choice, place: str, reasons: tuple[str, str]) -> tuple[int, int]:
+    """Rewrite the program so: how many calls backward repeats, and how many values leave. reasons: for each of both."""
+    repeated = repeat_in_backward(builder, choice.repeated, reasons[0])
+    return repeated, len(keep_elsewhere(builder, set(choice.moved), place, reasons[1])) if choice.moved else 0
 
 
 class _Search:
     """Peaks of choices: fast and near from the timeline of the program as it is, exact from what becomes of it."""
 
-    def __init__(self, program: Program, context: PassContext, repeatable: Collection[fx.Node]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        context: PassContext,
+        repeatable: Collection[fx.Node],
+        elsewhere: Elsewhere | None,
+    ) -> None:
         self._program = program
         self._context = context
+        self._place = elsewhere.place if elsewhere is not None else ""
 
         def seconds(node: fx.Node) -> float:
             return compute_seconds(work_of(node), context.hardware)
 
         self._timeline = Timeline(program, seconds, _held(program, context))
         frontier = Frontier(program, repeatable, seconds)
-        self._choices: Sequence[set[fx.Node]] = frontier
-        self._marks = frontier.marks
+        repeated: Sequence[Collection[fx.Node]] = frontier
+        marks: Sequence[int] = frontier.marks
         tries = _CALLS // len(program.graph.nodes)
         if tries > len(frontier):
             refined = Refinement(program, repeatable, self._timeline).choices(frontier, tries)
             # What the timeline thinks no better may be, once gathers and reductions are among what is alive.
-            self._choices = [*refined, frontier[len(frontier) - 1]]
-            self._marks = list(range(len(self._choices)))
+            repeated = [*refined, frontier[len(frontier) - 1]]
+            marks = range(len(repeated))
+        self._choices = Choices(repeated, marks, _moving(program, context, seconds, elsewhere))
         self._near: dict[int, Outcome] = {}
         self._exact: dict[int, Memory] = {}
 
-    def within(self, budget: Budget) -> Choice:
+    def within(self, budget: Budget) -> Fitting:
         limit = budget.limit(self._memory(0))
         choice = self._first_within(limit)
-        return Choice(self._choices[choice], self._memory(choice).peak_bytes, limit)
+        return Fitting(self._choices[choice], self._memory(choice).peak_bytes, limit)
 
     def _first_within(self, limit: int) -> int:
         if self._memory(0).peak_bytes <= limit:
@@ -100,15 +132,18 @@ class _Search:
 
     def _floors(self) -> list[int]:
         """Where the peak may be lowest: by the timeline, and where most is computed again."""
-        marks = self._marks
+        marks = self._choices.marks
         return sorted({min(marks, key=lambda mark: (self._outcome(mark).peak_bytes, mark)), marks[-1]})
 
     def _narrowed(self, limit: int, low: int, high: int) -> tuple[int, int]:
         """Neighbours between `low`, which is too large, and `high`: one too large, and one that fits or is `high`."""
         last = low
-        while high - low > 1:
+        for tries in itertools.count():
+            if high - low <= 1:
+                break
             offset = self._memory(last).peak_bytes - self._outcome(last).peak_bytes
-            last = min(max(self._first_near(limit - offset, low, high), low + 1), high - 1)
+            near = self._first_near(limit - offset, low, high) if tries < _GUESSES else (low + high) // 2
+            last = min(max(near, low + 1), high - 1)
             if self._memory(last).peak_bytes <= limit:
                 high = last
             else:
@@ -117,7 +152,7 @@ class _Search:
 
     def _first_near(self, limit: int, low: int, high: int) -> int:
         """The first choice between two whose peak is about within `limit`."""
-        marks = [mark for mark in self._marks if low < mark < high] + [high]
+        marks = [mark for mark in self._choices.marks if low < mark < high] + [high]
         end = next((mark for mark in marks if self._outcome(mark).peak_bytes <= limit), high)
         begin = max([low, *(mark for mark in marks if mark < end)])
         while end - begin > 1:
@@ -130,26 +165,40 @@ class _Search:
 
     def _outcome(self, choice: int) -> Outcome:
         if choice not in self._near:
-            self._near[choice] = self._timeline.after(self._choices[choice])
+            given = self._choices[choice]
+            self._near[choice] = self._timeline.after(given.repeated, given.moved)
         return self._near[choice]
 
     def _memory(self, choice: int) -> Memory:
         if choice not in self._exact:
-            self._exact[choice] = _finished(self._program, self._context, self._choices[choice])
+            self._exact[choice] = _finished(self._program, self._context, self._choices[choice], self._place)
         return self._exact[choice]
 
 
-def _finished(program: Program, context: PassContext, repeated: set[fx.Node]) -> Memory:
+def _finished(program: Program, context: PassContext, choice: Choice, place: str) -> Memory:
     """The memory of the program when all passes have run."""
     # Also where gradients are not reduced, so that a backward half fits the forward half of one that is.
     context = dataclasses.replace(context, reduce_gradients=True, statistics={})
-    names = {node.name for node in repeated}
     with _without_collections():
         copy = copied(program)
-        repeat_in_backward(Builder(copy, context, ""), [node for node in copy.graph.nodes if node.name in names], "")
+        own = dict(zip(program.graph.nodes, copy.graph.nodes, strict=True))
+        theirs = Choice([own[node] for node in choice.repeated], [own[node] for node in choice.moved])
+        apply(Builder(copy, context, ""), theirs, place, ("", ""))
         for step in context.remaining:
             step.run(copy, context)
         return memory(copy, context.mesh, context.shared_axes)
+
+
+def _moving(
+    program: Program, context: PassContext, seconds: Callable[[fx.Node], float], elsewhere: Elsewhere | None
+) -> Moving | None:
+    if elsewhere is None or not frees_memory(elsewhere.place, context.hardware):
+        return None
+
+    def copying(node: fx.Node) -> float:
+        return copy_seconds(node, elsewhere.place, context.hardware)
+
+    return Moving(program, movable(program, elsewhere.least_bytes), seconds, copying)
 
 
 @contextlib.contextmanager

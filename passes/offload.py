@@ -6,8 +6,6 @@ memory, `rematerialize` decides; this moves all of at least a size.
 
 from dataclasses import dataclass
 
-from torch import fx
-
 from graphopt.errors import PassError
 from graphopt.ir import Level, Phase, Program
 from graphopt.ir.copies import PLACES
@@ -44,11 +42,9 @@ class Offload(Pass):
     def run(self, program: Program, context: PassContext) -> bool:
         if not program.compute_nodes(Phase.BACKWARD):
             return False
-        place, least = self.options.place, self.options.least_bytes
-        values: set[fx.Node] = {node for node in movable(program) if byte_size(node.meta["val"]) >= least}
-        builder = Builder(program, context, self.name)
-        moved = keep_elsewhere(
-            builder, values, place, f"waits for backward on {place}, so that it takes no memory here"
-        )
-        context.statistics.update(moved=moved, moved_bytes=sum(byte_size(node.meta["val"]) for node in values))
-        return moved > 0
+        place = self.options.place
+        values = movable(program, self.options.least_bytes)
+        reason = f"waits for backward on {place}, and takes no memory here"
+        moved = keep_elsewhere(Builder(program, context, self.name), values, place, reason)
+        context.statistics.update(moved=len(moved), moved_bytes=sum(byte_size(node.meta["val"]) for node in moved))
+        return bool(moved)

@@ -56,7 +56,7 @@ class _Line:
 
     def __init__(self, program: Program, context: PassContext, copies: list[Copy]) -> None:
         self.copies = copies
-        self._seconds = [copy_seconds(copy, context.hardware) for copy in copies]
+        self._seconds = [copy_seconds(copy.launch, copy.place, context.hardware) for copy in copies]
         phase, moving = (Phase.FORWARD, COPIED_OUT) if copies[0].is_out else (Phase.BACKWARD, COPY_IN)
         calls = program.compute_nodes(phase)
         self._end = calls[-1].next

@@ -5,6 +5,7 @@ before `zero`, which then gathers, for backward, the parameters that it reads th
 """
 
 import fnmatch
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import fx
@@ -12,9 +13,10 @@ from torch import fx
 from graphopt.cost.operations import contraction_flops
 from graphopt.errors import PassError
 from graphopt.ir import Level, Phase, Program, facts_of
+from graphopt.ir.copies import PLACES
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
-from graphopt.passes.budget import Budget, choose
+from graphopt.passes.budget import Budget, Elsewhere, apply, choose
 from graphopt.passes.build import Builder
 from graphopt.passes.repeat import repeat_in_backward
 from graphopt.passes.repeatable import repeatable
@@ -28,6 +30,8 @@ class RematerializeOptions:
     """policy: ``full`` keeps the inputs of each repeated layer; ``selective`` also matrix products and attention;
         ``budget`` what lets the step fit into bytes, at the least cost in time.
     bytes: what the step may hold at its peak. share: of what it saves, 1 for all of that. A budget has one of them.
+    place, least_bytes: ``host`` or ``disk`` if a budget may also be kept by having values of at least that size wait
+        there until backward.
     keep, keep_ops: patterns of module paths and of operators (as in fnmatch), joined by ``|``, whose values are saved
         in any case.
     """
@@ -35,6 +39,8 @@ class RematerializeOptions:
     policy: str = "full"
     bytes: int | None = None
     share: float | None = None
+    place: str = ""
+    least_bytes: int = 1 << 20
     keep: str = ""
     keep_ops: str = ""
 
@@ -44,6 +50,10 @@ class RematerializeOptions:
         limits = [limit for limit in (self.bytes, self.share) if limit is not None]
         if len(limits) != (self.policy == "budget"):
             raise PassError("rematerialize: bytes or share, one of them, goes with policy=budget and with no other")
+        if self.place not in ("", *PLACES):
+            raise PassError(f"rematerialize: there is no place {self.place!r}; {nearest(self.place, PLACES)}")
+        if self.place and self.policy != "budget":
+            raise PassError(f"rematerialize: a place goes with policy=budget; use offload{{place={self.place}}}")
 
 
 class Rematerialize(Pass):
@@ -54,27 +64,35 @@ class Rematerialize(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"differentiate"})
-    conflicts = frozenset({"rematerialize", "zero"})
+    conflicts = frozenset({"rematerialize", "offload", "zero"})
     keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:
         if not program.compute_nodes(Phase.BACKWARD):
             return False
         options = self.options
+        builder = Builder(program, context, self.name)
         nodes = repeatable(program, lambda node: facts_of(node).layer, self._is_kept)
-        reason = f"policy={options.policy} computes it again for backward, so that it is not saved"
         if options.policy == "budget":
-            choice = choose(program, context, nodes, Budget(options.bytes, options.share))
-            nodes = choice.repeated
-            context.statistics.update(limit_bytes=choice.limit, peak_bytes=choice.peak_bytes)
-            reason = f"a step within {readable_size(choice.limit)} has no room to save it: it is computed again"
-        elif all(facts_of(node).layer is None for node in program.compute_nodes(Phase.FORWARD)):
+            return self._within_budget(builder, nodes)
+        if all(facts_of(node).layer is None for node in program.compute_nodes(Phase.FORWARD)):
             raise PassError("rematerialize: the model has no repeated layers, so there is nothing to compute again")
-        else:
-            nodes = {node for node in nodes if facts_of(node).layer is not None}
-        repeated = repeat_in_backward(Builder(program, context, self.name), nodes, reason)
+        nodes = {node for node in nodes if facts_of(node).layer is not None}
+        reason = f"policy={options.policy} computes it again for backward, so that it is not saved"
+        repeated = repeat_in_backward(builder, nodes, reason)
         context.statistics.update(repeated=repeated)
         return repeated > 0
+
+    def _within_budget(self, builder: Builder, nodes: Collection[fx.Node]) -> bool:
+        options, context = self.options, builder.context
+        elsewhere = Elsewhere(options.place, options.least_bytes) if options.place else None
+        found = choose(builder.program, context, nodes, Budget(options.bytes, options.share), elsewhere)
+        context.statistics.update(limit_bytes=found.limit, peak_bytes=found.peak_bytes)
+        why = f"a step within {readable_size(found.limit)} has no room to save it"
+        reasons = (f"{why}: it is computed again", f"{why}: it waits for backward on {options.place}")
+        repeated, moved = apply(builder, found.choice, options.place, reasons)
+        context.statistics.update(repeated=repeated, moved=moved)
+        return repeated + moved > 0
 
     def _is_kept(self, node: fx.Node) -> bool:
         if self.options.policy == "selective" and contraction_flops(node) is not None:

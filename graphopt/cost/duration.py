@@ -4,10 +4,11 @@ Williams, Waterman and Patterson, "Roofline: an insightful visual performance mo
 Gropp, "Optimization of collective communication operations in MPICH" (2005).
 """
 
+from torch import fx
+
 from graphopt.cost.hardware import Hardware, Link
 from graphopt.cost.operations import Work
 from graphopt.ir.collectives import Collective
-from graphopt.ir.copies import Copy
 from graphopt.ir.values import byte_size
 
 
@@ -25,7 +26,7 @@ def collective_seconds(collective: Collective, ranks: int, link: Link) -> float:
     return rounds * link.latency + collective.sent_bytes(ranks) / link.bandwidth
 
 
-def copy_seconds(copy: Copy, hardware: Hardware) -> float:
-    """Latency of the link, and the bytes at its bandwidth."""
-    link = hardware.link_to(copy.place)
-    return link.latency + byte_size(copy.launch.meta["val"]) / link.bandwidth
+def copy_seconds(value: fx.Node, place: str, hardware: Hardware) -> float:
+    """Of a value to ``host`` or ``disk``, or back: latency of the link, and the bytes at its bandwidth."""
+    link = hardware.link_to(place)
+    return link.latency + byte_size(value.meta["val"]) / link.bandwidth

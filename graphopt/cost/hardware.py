@@ -56,6 +56,7 @@ class Hardware:
     allocation_bytes: what the device's allocator rounds sizes up to: 512 in PyTorch's for CUDA (`kMinBlockSize` in
         c10/cuda), whose blocks above 1 MiB may be up to 1 MiB larger still, where the rest of one is not split off.
     host, disk: how the device reaches the host's memory and files, in each direction.
+    shares_host: whether the host's memory is the device's own, as a CPU's is.
     Numbers may be text (``"3.35e12"``, ``"80GiB"``). Raises GraphoptError for a value that is no such number.
     """
 
@@ -69,6 +70,7 @@ class Hardware:
     allocation_bytes: int = 512
     host: Link = field(default_factory=lambda: Link(25e9, 1e-5))
     disk: Link = field(default_factory=lambda: Link(2e9, 1e-4))
+    shares_host: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flops", MappingProxyType(_checked_flops(self.flops)))
@@ -81,6 +83,8 @@ class Hardware:
         object.__setattr__(self, "launch_seconds", _number("launch_seconds", self.launch_seconds))
         object.__setattr__(self, "memory_bytes", _bytes("memory_bytes", self.memory_bytes))
         object.__setattr__(self, "allocation_bytes", _bytes("allocation_bytes", self.allocation_bytes))
+        if not isinstance(self.shares_host, bool):
+            raise GraphoptError(f"shares_host={self.shares_host!r} is not a truth value; say true or false")
 
     def peak(self, dtype: torch.dtype) -> float:
         """FLOP/s of matrix multiplication in `dtype`."""
@@ -229,7 +233,17 @@ PRESETS: Mapping[str, Hardware] = MappingProxyType(
             Hardware("h100-sxm", _HOPPER, 3.35e12, 80 << 30, 4e-6, Link(450e9, 5e-6), host=_PCIE5),
             Hardware("h200-sxm", _HOPPER, 4.8e12, 141 << 30, 4e-6, Link(450e9, 5e-6), host=_PCIE5),
             Hardware("a100-80gb-sxm", _AMPERE, 2.039e12, 80 << 30, 5e-6, Link(300e9, 5e-6), host=Link(32e9, 1e-5)),
-            Hardware("cpu", _CPU, 25.6e9, 16 << 30, 5e-6, Link(10e9, 2e-5), allocation_bytes=64, host=Link(10e9, 1e-5)),
+            Hardware(
+                "cpu",
+                _CPU,
+                25.6e9,
+                16 << 30,
+                5e-6,
+                Link(10e9, 2e-5),
+                allocation_bytes=64,
+                host=Link(10e9, 1e-5),
+                shares_host=True,
+            ),
         )
     }
 )

@@ -79,7 +79,7 @@ def lives_of(
     lives = [*inputs_of_step(program, sizes), *_trained(program, sizes, around)]
     for interval in storages:
         node = interval.owner
-        if is_elsewhere(node):
+        if facts_of(node).outside:
             continue
         first, last = (0, None) if facts_of(node).resident else transfers.life_of(interval)
         last = copied.get(node, last)
@@ -98,15 +98,8 @@ def lives_elsewhere(program: Program, sizes: Sizes[Size]) -> list[Life[Size]]:
     return [
         Life(each.owner.name, place_of(each.owner), sizes.storage(each.owner), each.first, each.last)
         for each in intervals(program)
-        if is_elsewhere(each.owner)
+        if facts_of(each.owner).outside
     ]
-
-
-def is_elsewhere(node: fx.Node) -> bool:
-    """Whether what a call allocates is not in the memory that the program computes in; a CPU computes in the host's."""
-    if node.target is not COPY_OUT:
-        return False
-    return place_of(node) != "host" or node.all_input_nodes[0].meta["val"].device.type != "cpu"
 
 
 def inputs_of_step(program: Program, sizes: Sizes[Size]) -> Iterator[Life[Size]]:

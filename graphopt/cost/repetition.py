@@ -118,15 +118,19 @@ class Timeline:
         self._input_bytes = sum(life.size for life in inputs if life.first == 0)
         self._tangent_bytes = sum(life.size for life in inputs if life.first > 0)
 
-    def after(self, repeated: Collection[fx.Node]) -> Outcome:
-        """What becomes of the step if backward computes `repeated`, pure forward calls, again."""
+    def after(self, repeated: Collection[fx.Node], moved: Collection[fx.Node] = ()) -> Outcome:
+        """What becomes of the step if backward computes `repeated`, pure forward calls, again.
+
+        moved: calls whose values leave memory after their last use in forward, and are back for the first in backward.
+        """
         again = sorted((self._index[node] for node in repeated), reverse=True)
         moment = self._moments(again)
         running = np.flatnonzero(moment != _NEVER)
         order = running[np.argsort(moment[running])]
         is_again = np.zeros(self._count, bool)
         is_again[again] = True
-        return Outcome(self._peak(order, is_again), float(self._seconds[order].sum()))
+        away = np.array([self._index[node] for node in moved], np.int64)
+        return Outcome(self._peak(order, is_again, away), float(self._seconds[order].sum()))
 
     def _moments(self, again: Sequence[int]) -> Integers:
         """When each call and each copy runs, if it does. again: readers before what they read.
@@ -150,12 +154,16 @@ class Timeline:
         moment[calls + self._count] = np.array(list(copies.values()), np.int64) - self._count + calls
         return moment
 
-    def _peak(self, order: Integers, is_again: Flags) -> int:
+    def _peak(self, order: Integers, is_again: Flags, away: Integers) -> int:
         position = np.full(2 * self._count, _NEVER)
         position[order] = np.arange(len(order))
         turn = int(np.count_nonzero(~self._is_later[order]))
-        last = self._last_uses(order, position, is_again)
+        uses = self._uses(order, position, is_again)
+        last = np.full(2 * self._count, _NEVER)
+        np.maximum.at(last, *uses)
         change = np.zeros(len(order) + 1, np.int64)
+        if len(away):
+            self._leave(change, away, uses, turn)
         change[turn] += self._tangent_bytes
         own = np.flatnonzero((last != _NEVER) & (self._size > 0))
         source = self._list[own]
@@ -171,18 +179,28 @@ class Timeline:
         np.subtract.at(change, last[lists] + 1, unread[lists])
         return self._input_bytes + max(int(change.cumsum().max()), 0)
 
-    def _last_uses(self, order: Integers, position: Integers, is_again: Flags) -> Integers:
-        """For each storage, and each list of storages, where it is used last."""
+    def _leave(self, change: Integers, away: Integers, uses: tuple[Integers, Integers], turn: int) -> None:
+        """Take what is away off the bytes between its last use in forward and its first in backward."""
+        storage, at = uses
+        left = np.full(2 * self._count, _NEVER)
+        back = np.full(2 * self._count, len(change))
+        is_later = at >= turn
+        np.maximum.at(left, storage[~is_later], at[~is_later])
+        np.minimum.at(back, storage[is_later], at[is_later])
+        gone = away[(left[away] != _NEVER) & (back[away] < len(change))]
+        np.subtract.at(change, left[gone] + 1, self._size[gone])
+        np.add.at(change, back[gone], self._size[gone])
+
+    def _uses(self, order: Integers, position: Integers, is_again: Flags) -> tuple[Integers, Integers]:
+        """Each use of a storage, or of a list of storages: which, and where."""
         owner = self._owners(is_again)
         reads_copy = is_again[self._sources]
         read = self._sources + self._count * (reads_copy & self._is_later[self._readers])
         copied = is_again[self._readers]
         read_by_copies = (self._sources + self._count * reads_copy)[copied]
-        last = np.full(2 * self._count, _NEVER)
-        np.maximum.at(last, owner[order], position[order])
-        np.maximum.at(last, owner[read], position[self._readers])
-        np.maximum.at(last, owner[read_by_copies], position[self._readers[copied] + self._count])
-        return last
+        readers = self._readers
+        storages = np.concatenate([owner[order], owner[read], owner[read_by_copies]])
+        return storages, np.concatenate([position[order], position[readers], position[readers[copied] + self._count]])
 
     def _owners(self, is_again: Flags) -> Integers:
         """For each call and each copy, the one that allocated the storage of its value."""

@@ -114,7 +114,7 @@ class _Simulation:
             return
         if node.target in COPY_LAUNCHES:
             copy = copy_of(node)
-            self._launched[node] = self._run(node, copy.link, copy_seconds(copy, self._hardware))
+            self._launched[node] = self._run(node, copy.link, copy_seconds(node, copy.place, self._hardware))
             return
         collective = collective_of(node)
         if collective is not None:

@@ -102,7 +102,7 @@ class Elsewhere:
     def __init__(self, value: torch.Tensor, place: str) -> None:
         self._device = value.device
         self._host = value.to("cpu", copy=True)
-        self._file = tempfile.TemporaryFile() if place == "disk" else None
+        self._file = tempfile.TemporaryFile() if place == "disk" else None  # noqa: SIM115 (closed with the object)
         if self._file is not None:
             torch.save(self._host, self._file)
             del self._host

@@ -29,6 +29,7 @@ class NodeFacts:
     origin: name of the node it was derived from, in the graph before the pass that made it.
     made_by: the pass that made it (``capture`` for those of the model itself).
     resident: the value lives in storage that outlasts the step (a gathered parameter in ZeRO 1 and 2).
+    outside: the value's storage is not in the memory that the program computes in (in files, on a GPU's host).
     kept: the value, a gathered parameter, is meant to stay from forward to backward.
     reasons: why it is what and where it is, a sentence from each pass that had one: ``zero: …``.
     """
@@ -42,6 +43,7 @@ class NodeFacts:
     origin: str | None = None
     made_by: str = "capture"
     resident: bool = False
+    outside: bool = False
     kept: bool = False
     reasons: tuple[str, ...] = ()
 

@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,9 @@ import graphopt
 from bench.live import most_alive
 from graphopt import Offload, Plan, PlanError
 from graphopt.cost.hardware import Hardware, Link
-from graphopt.cost.lives import is_elsewhere
 from graphopt.cost.memory import Memory, memory
 from graphopt.cost.simulator import simulate
-from graphopt.driver import lower
+from graphopt.driver import Compilation, lower
 from graphopt.errors import OffloadError, PassError
 from graphopt.inspect.differential import check
 from graphopt.ir import Phase, Program, facts_of
@@ -119,7 +119,7 @@ def test_nothing_large_is_saved_but_copies_and_what_stays_anyway(name: str) -> N
     program = _program(name, f"zero=3,zero.whole_below=0,offload=disk,{ALL}")
     results = {storage_of(program)[node] for node in program.results if node is not None}
     for node in _saved(program):
-        assert is_elsewhere(node) or node in results or not isinstance(node.meta["val"], torch.Tensor), node
+        assert facts_of(node).outside or node in results or not isinstance(node.meta["val"], torch.Tensor), node
 
 
 def test_smaller_values_stay() -> None:
@@ -166,6 +166,59 @@ def test_a_slow_link_has_no_more_than_two_copies_back_under_way(tmp_path: Path) 
         under_way += (node in launches) - (node in waits)
         most = max(most, under_way)
     assert most == 2
+
+
+def _budgeted(share: float, bandwidth: float, folder: Path) -> tuple[Compilation, dict[str, Any]]:
+    """A Llama under a budget on a device with a memory of its own, and what was chosen."""
+    path = folder / "hardware.json"
+    path.write_text(json.dumps(_hardware(bandwidth).to_dict()))
+    entry = MODELS["llama"]
+    plan = Plan.parse(f"remat={share},offload=host,{ALL},hardware={path}").resolve(1)
+    compilation = lower(entry.build(), (), entry.batch(), plan)
+    (record,) = (record for record in compilation.report.passes if record.name == "rematerialize")
+    return compilation, record.statistics
+
+
+def test_a_budget_is_kept_by_copies_where_they_are_free_else_by_computing_again(tmp_path: Path) -> None:
+    free, mixed, costly = (_budgeted(0.5, bandwidth, tmp_path)[1] for bandwidth in (1e13, 2e9, 1e5))
+    assert free["moved"] > 0 == free["repeated"]
+    assert mixed["moved"] > 0 < mixed["repeated"]
+    assert costly["moved"] == 0 < costly["repeated"]
+    assert all(each["peak_bytes"] <= each["limit_bytes"] for each in (free, mixed, costly))
+
+
+def test_the_smaller_the_budget_the_lower_the_peak_and_the_more_is_done(tmp_path: Path) -> None:
+    chosen = [_budgeted(share, 2e9, tmp_path) for share in (1.0, 0.8, 0.6, 0.4)]
+    peaks = [compilation.report.memory.peak_bytes for compilation, _ in chosen]
+    assert peaks == [found["peak_bytes"] for _, found in chosen] == sorted(peaks, reverse=True)
+    assert chosen[0][1]["moved"] == chosen[0][1]["repeated"] == 0
+    repeated = [found["repeated"] for _, found in chosen]
+    assert repeated == sorted(repeated)
+
+
+def test_on_a_cpu_the_host_has_no_room_that_the_budget_does_not_count() -> None:
+    entry = MODELS["llama"]
+    plan = Plan.parse(f"remat=0.5,offload=host,{ALL}").resolve(1)
+    (record,) = (r for r in lower(entry.build(), (), entry.batch(), plan).report.passes if r.name == "rematerialize")
+    assert record.statistics["moved"] == 0 < record.statistics["repeated"]
+
+
+def test_a_budget_with_copies_changes_no_bit() -> None:
+    entry = MODELS["gpt2 with dropout"]
+    plan = Plan.parse(f"dp=2,zero=3,zero.whole_below=0,remat=0.7,offload=disk,{ALL}").resolve(2)
+    verdict = check(entry.build(), (), entry.batch(), plan)
+    assert verdict.guilty is None
+    assert {each.name: each.worst for each in verdict.comparisons}["rematerialize"] == 0.0
+
+
+def test_a_budget_that_files_make_possible() -> None:
+    entry = MODELS["llama"]
+    floors = []
+    for place in ("", f",offload=disk,{ALL}"):
+        with pytest.raises(PassError, match="out of reach") as caught:
+            lower(entry.build(), (), entry.batch(), Plan.parse(f"remat=1{place}").resolve(1))
+        floors.append(int(str(caught.value).partition("nearest is ")[2].split()[0]))
+    assert floors[1] < floors[0]
 
 
 def test_a_file_that_is_gone_is_named_with_the_value(tmp_path: Path) -> None:
