@@ -14,7 +14,7 @@ from rich.table import Table
 from bench.compile_time import first_steps, giant, growth, verification
 from bench.disk import ENGINES, throughput
 from bench.machine import description
-from bench.memory import POLICIES, STAGES, accuracy
+from bench.memory import PLACES, POLICIES, STAGES, accuracy
 from bench.models import DIMENSIONS, MODELS
 from bench.offload import beyond_memory
 from bench.optimizer import compare
@@ -76,11 +76,12 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
 def _memory(options: argparse.Namespace) -> dict[str, Any]:
     policies = [None if policy == "none" else policy for policy in options.policies.split(",")]
     stages = [int(stage) for stage in options.stages.split(",")]
-    found = accuracy(options.models.split(","), options.sizes.split(","), stages, policies)
-    table = Table("model", "size", "zero", "remat", "predicted", "measured", "deviation")
+    places = [None if place == "none" else place for place in options.places.split(",")]
+    found = accuracy(options.models.split(","), options.sizes.split(","), stages, policies, places)
+    table = Table("model", "size", "zero", "remat", "offload", "predicted", "measured", "deviation")
     for row in found["ranks"]:
         numbers = (f"{row['predicted']:,}", f"{row['measured']:,}", f"{row['deviation']:+.4%}")
-        table.add_row(row["model"], row["size"], str(row["stage"]), row["remat"] or "", *numbers)
+        table.add_row(row["model"], row["size"], str(row["stage"]), row["remat"] or "", row["offload"] or "", *numbers)
     kernels = Table("model", "size", "predicted", "allocated, operators' workspace included", "deviation")
     for row in found["workspace"]:
         apart = row["predicted"] / row["allocated"] - 1
@@ -102,19 +103,18 @@ def _remat(options: argparse.Namespace) -> dict[str, Any]:
 
 def _remat_sweep(options: argparse.Namespace) -> dict[str, Any]:
     found = sweep(options.points, options.rounds, Workload())
-    table = Table(
-        "share", "budget", "predicted", "measured", "TFLOP", "predicted ms", "step ms", "torch: bytes", "TFLOP"
-    )
+    names = ("share", "budget", "predicted", "measured", "GFLOP", "predicted ms", "step ms", "torch: measured", "GFLOP")
+    table = Table(*names)
     for ours, theirs in zip(found["graphopt"], found["torch"], strict=True):
         sizes = (f"{ours[name]:,}" for name in ("limit_bytes", "predicted_bytes", "peak_bytes"))
         seconds = (ours["predicted_seconds"], ours["seconds"]["median"])
         table.add_row(
             f"{ours['share']:.2f}",
             *sizes,
-            f"{ours['flops'] / 1e12:.6f}",
+            f"{ours['flops'] / 1e9:.3f}",
             *(f"{each * 1e3:.2f}" for each in seconds),
             f"{theirs['peak_bytes']:,}",
-            f"{theirs['flops'] / 1e12:.6f}",
+            f"{theirs['flops'] / 1e9:.3f}",
         )
     Console(width=160).print(table, found["violations"])
     PICTURE.write_text(picture(found) + "\n")
@@ -228,6 +228,7 @@ def main() -> None:
     remembering.add_argument("--sizes", default=",".join(DIMENSIONS))
     remembering.add_argument("--stages", default=",".join(map(str, STAGES)))
     remembering.add_argument("--policies", default=",".join(policy or "none" for policy in POLICIES))
+    remembering.add_argument("--places", default=",".join(place or "none" for place in PLACES))
     remembering.add_argument("--result", default="memory")
     remembering.set_defaults(run=_memory)
     repeating = commands.add_parser("remat", help="rematerialization to a budget")

@@ -1,10 +1,10 @@
-"""The memory model beside runs: predicted and measured peaks of models, sizes, ZeRO stages and rematerialization."""
+"""The memory model beside runs: predicted and measured peaks by model, size, ZeRO stage, rematerialization, offload."""
 
 import itertools
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,25 @@ from bench.models import DIMENSIONS, MODELS
 
 STAGES = (0, 1, 2, 3)
 POLICIES = (None, "full", "selective")
+PLACES = (None, "disk")
 WORLD = 2
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is compiled and run; remat: the policy of the plan, or None."""
+    """What is compiled and run; remat: the policy of the plan, or None; offload: where saved values are, or None."""
 
     model: str
     size: str
     stage: int
     remat: str | None
+    offload: str | None = None
 
     @property
     def plan(self) -> str:
         remat = f",remat={self.remat}" if self.remat else ""
-        return f"zero={self.stage},zero.whole_below=0,transport=group,verify=false{remat}"
+        offload = f",offload={self.offload},offload.least_bytes=4KiB" if self.offload else ""
+        return f"zero={self.stage},zero.whole_below=0,transport=group,verify=false{remat}{offload}"
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,15 @@ class Peak:
         return self.predicted / self.measured - 1
 
 
-def cases(models: list[str], sizes: list[str], stages: list[int], policies: list[str | None]) -> Iterator[Case]:
-    for model, size, stage, remat in itertools.product(models, sizes, stages, policies):
-        yield Case(model, size, stage, remat)
+def cases(
+    models: list[str],
+    sizes: list[str],
+    stages: list[int],
+    policies: list[str | None],
+    places: Sequence[str | None] = (None,),
+) -> Iterator[Case]:
+    for model, size, stage, remat, offload in itertools.product(models, sizes, stages, policies, places):
+        yield Case(model, size, stage, remat, offload)
 
 
 def peak_on_this_rank(case: Case, world: int) -> Peak:
@@ -90,12 +99,18 @@ def _rank(rank: int, world: int, folder: str, found: list[Case]) -> None:
     os._exit(0)  # gloo's threads may outlive their group
 
 
-def accuracy(models: list[str], sizes: list[str], stages: list[int], policies: list[str | None]) -> dict[str, Any]:
+def accuracy(
+    models: list[str],
+    sizes: list[str],
+    stages: list[int],
+    policies: list[str | None],
+    places: Sequence[str | None] = PLACES,
+) -> dict[str, Any]:
     """Peaks on two ranks, and beside what the allocator sees on one; each model in processes of its own."""
     ranks: list[dict[str, Any]] = []
     workspace: list[dict[str, Any]] = []
     for model in models:
-        found = list(cases([model], sizes, stages, policies))
+        found = list(cases([model], sizes, stages, policies, places))
         ranks += _rows(found, measure(found))
         alone = list(cases([model], sizes, [0], [None]))
         workspace += _rows(alone, measure(alone, 1))
