@@ -70,7 +70,7 @@ def _gaps(name: str, model: nn.Module) -> Iterator[Gap]:
     lowered("")
     unlimited = memory(steps[0], {"dp": 1})
     floor = least_budget(lambda remat: lowered(f",remat={remat}"))
-    bound = _Bound(steps[0], unlimited.lives)
+    bound = Bound(steps[0], unlimited.lives)
     for share in _SHARES:
         limit = floor + round(share * (unlimited.peak_bytes - floor))
         calls = [node for node in lowered(f",remat={limit}").nodes if node.op == "call_function"]
@@ -78,7 +78,7 @@ def _gaps(name: str, model: nn.Module) -> Iterator[Gap]:
         yield Gap(name, share, again, bound.least_seconds(limit), sum(map(seconds_of, calls)))
 
 
-class _Bound:
+class Bound:
     """Of a step program as differentiation leaves it. Calls of backward are known by their positions."""
 
     def __init__(self, program: Program, lives: list[Life[int]]) -> None:
