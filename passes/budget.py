@@ -75,7 +75,8 @@ def choose(
     Choices do not depend on the budget, so a smaller one never leads to a higher peak, nor to a shorter step. Raises
     PassError for a budget that none keeps.
     """
-    return _Search(program, context, repeatable, elsewhere).within(budget)
+    with _without_collections():
+        return _Search(program, context, repeatable, elsewhere).within(budget)
 
 
 def apply(builder: Builder, choice: Choice, place: str, reasons: tuple[str, str]) -> tuple[int, int]:
@@ -179,14 +180,13 @@ def _finished(program: Program, context: PassContext, choice: Choice, place: str
     """The memory of the program when all passes have run."""
     # Also where gradients are not reduced, so that a backward half fits the forward half of one that is.
     context = dataclasses.replace(context, reduce_gradients=True, statistics={})
-    with _without_collections():
-        copy = copied(program)
-        own = dict(zip(program.graph.nodes, copy.graph.nodes, strict=True))
-        theirs = Choice([own[node] for node in choice.repeated], [own[node] for node in choice.moved])
-        apply(Builder(copy, context, ""), theirs, place, ("", ""))
-        for step in context.remaining:
-            step.run(copy, context)
-        return memory(copy, context.mesh, context.shared_axes)
+    copy = copied(program)
+    own = dict(zip(program.graph.nodes, copy.graph.nodes, strict=True))
+    theirs = Choice([own[node] for node in choice.repeated], [own[node] for node in choice.moved])
+    apply(Builder(copy, context, ""), theirs, place, ("", ""))
+    for step in context.remaining:
+        step.run(copy, context)
+    return memory(copy, context.mesh, context.shared_axes)
 
 
 def _moving(
@@ -203,7 +203,7 @@ def _moving(
 
 @contextlib.contextmanager
 def _without_collections() -> Iterator[None]:
-    """What a pass makes stays: to look for garbage in all of it, again and again, takes as long as making it."""
+    """A few copies of the program are made: to look for garbage in all of them, again and again, takes as long."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
