@@ -25,7 +25,7 @@ from graphopt.emit.executor import emit_functions
 from graphopt.emit.module import EmittedFunction
 from graphopt.emit.split import Halves, split
 from graphopt.engine import Engine, Specialization
-from graphopt.errors import GraphoptError, PassError
+from graphopt.errors import GraphoptError, PassError, PlanError
 from graphopt.ir import Level, OutputKind, ParameterLayout, Program
 from graphopt.ir.collectives import collective_calls
 from graphopt.passes import REGISTRY
@@ -37,7 +37,7 @@ from graphopt.runtime.agreement import Statement, agree
 from graphopt.runtime.collectives import Collectives
 from graphopt.runtime.copies import Copies
 from graphopt.runtime.mesh import device_mesh, world_size
-from graphopt.runtime.parameters import accept_whole_state, choose_layouts, distribute, slots
+from graphopt.runtime.parameters import accept_whole_state, choose_layouts, distribute, move_parameters, slots
 from graphopt.runtime.resident import Resident
 from graphopt.runtime.state import Runtime
 
@@ -60,15 +60,22 @@ def compile(
     resolved = as_plan(plan).resolve(world_size())
     planned_pipeline(resolved)
     device = _device(model)
+    moves_state = resolved.offload is not None and resolved.offload.state
+    if moves_state and device.type not in ("cpu", "meta"):
+        raise PlanError(f"offload.state is for parameters on the CPU, these are on {device}; say offload.state=false")
     mesh = device_mesh(resolved, device)
     layouts = choose_layouts(model, resolved)
     agree(_statement(model, resolved), None if mesh is None else dist.group.WORLD)
     groups = {} if mesh is None else {axis: mesh.get_group(axis) for axis in resolved.mesh}
-    whole = {} if mesh is None else distribute(model, layouts, mesh, in_place=resolved.zero.stage in (1, 2))
+    keeps_whole = resolved.zero.stage in (1, 2) and not moves_state
+    whole = {} if mesh is None else distribute(model, layouts, mesh, in_place=keeps_whole)
     if mesh is not None:
         accept_whole_state(model)
+    copies = Copies(device, _folder(resolved))
+    if resolved.offload is not None and moves_state:
+        move_parameters(model, resolved.offload, copies)
     collectives = Collectives(groups, device, share_memory=resolved.transport == "auto")
-    runtime = Runtime(slots(model), layouts, collectives, Resident(whole), Copies(device, _folder(resolved)))
+    runtime = Runtime(slots(model), layouts, collectives, Resident(whole), copies)
     rank = 0 if mesh is None else mesh.get_local_rank(resolved.data_parallel_axis)
     specialize = functools.partial(_specialize, model, resolved, runtime, rank, device)
     engine = Engine(model, resolved, runtime, mesh, specialize)
@@ -123,13 +130,16 @@ def pipeline_text(plan: Plan) -> str:
     steps.append("checkpoint")
     if plan.remat is not None:
         steps.append(_remat_text(plan.remat, plan.offload))
-    if plan.offload is not None and (plan.remat is None or plan.remat.budget is None):
-        steps.append(f"offload{{{_place_text(plan.offload)}}}")
+    offload = plan.offload
+    if offload is not None and offload.activations and (plan.remat is None or plan.remat.budget is None):
+        steps.append(f"offload{{{_place_text(offload)}}}")
     if ranks > 1:
         steps.append(_zero_text(plan))
         steps.append(f"bucket{{bytes={plan.zero.bucket_bytes or 0}}}")
         steps.append(f"schedule{{prefetch={plan.zero.prefetch}}}")
-    if plan.offload is not None:
+    if offload is not None and offload.state:
+        steps.append(f"offload_state{{{_place_text(offload)}}}")
+    if offload is not None:
         steps.append("overlap")
     return ",".join(steps)
 
@@ -160,7 +170,7 @@ def _remat_text(remat: Remat, offload: Offload | None) -> str:
     else:
         name = "bytes" if isinstance(remat.budget, int) else "share"
         options = ["policy=budget", f"{name}={remat.budget}"]
-        options += [_place_text(offload)] if offload is not None else []
+        options += [_place_text(offload)] if offload is not None and offload.activations else []
     options += [
         f"{name}={'|'.join(kept)}" for name, kept in (("keep", remat.keep), ("keep_ops", remat.keep_ops)) if kept
     ]

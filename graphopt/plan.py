@@ -151,20 +151,28 @@ class Remat:
 
 @dataclass(frozen=True)
 class Offload:
-    """Where values that forward saves for backward are kept meanwhile, out of the device's memory.
+    """What is kept out of the device's memory while nothing computes with it.
 
-    place: ``"host"``, the memory of the CPU, or ``"disk"``, files. With a budget in `Plan.remat`, those are moved that
-        it takes to keep it, else all.
-    least_bytes: smaller values stay; text such as ``"1MiB"`` will do.
+    place: ``"host"``, the memory of the CPU, or ``"disk"``, files.
+    least_bytes: what is smaller stays; text such as ``"1MiB"`` will do.
     folder: where files go, best on a disk of this machine; None for the system's folder of temporary files.
+    activations: whether values that forward saves for backward are. With a budget in `Plan.remat`, those are moved
+        that it takes to keep it, else all.
+    state: whether parameters (the shards, where there are) and their gradients are. An optimizer's state is where its
+        parameters are; `graphopt.offload.DiskAdamW` has files for it.
     """
 
     place: str = "host"
     least_bytes: int = field(default=1 << 20, metadata=_BYTES)
     folder: str | None = None
+    activations: bool = True
+    state: bool = False
 
     def __post_init__(self) -> None:
         _require_choice("offload.place", self.place, _PLACES)
+        for name in ("activations", "state"):
+            if not isinstance(getattr(self, name), bool):
+                raise PlanError(f"offload.{name}={getattr(self, name)!r} is not a truth value; say true or false")
         object.__setattr__(self, "least_bytes", _checked_bytes("offload.least_bytes", self.least_bytes, 0))
         if self.folder is not None:
             if not isinstance(self.folder, (str, os.PathLike)):
@@ -174,7 +182,12 @@ class Offload:
     if TYPE_CHECKING:
 
         def __init__(
-            self, place: str = "host", least_bytes: int | str = 1 << 20, folder: str | os.PathLike[str] | None = None
+            self,
+            place: str = "host",
+            least_bytes: int | str = 1 << 20,
+            folder: str | os.PathLike[str] | None = None,
+            activations: bool = True,
+            state: bool = False,
         ) -> None: ...
 
 

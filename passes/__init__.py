@@ -9,6 +9,7 @@ from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.checkpoint import Checkpoint
 from graphopt.passes.differentiate import Differentiate
 from graphopt.passes.offload import Offload
+from graphopt.passes.offload_state import OffloadState
 from graphopt.passes.overlap import Overlap
 from graphopt.passes.precision import Precision
 from graphopt.passes.rematerialize import Rematerialize
@@ -27,6 +28,7 @@ _PASSES = (
     Zero,
     Bucket,
     Schedule,
+    OffloadState,
     Overlap,
 )
 REGISTRY: Mapping[str, type[Pass]] = MappingProxyType({each.name: each for each in _PASSES})

@@ -6,12 +6,12 @@ import torch
 from torch import fx
 
 from graphopt.cost.hardware import Hardware
-from graphopt.ir import Effect, InputKind, Phase, Program, annotate, effect_of, explain
+from graphopt.ir import Effect, InputKind, Phase, Program, annotate, effect_of, explain, facts_of
 from graphopt.ir.copies import COPIED_IN, COPIED_OUT, COPY_IN, COPY_OUT
 from graphopt.ir.liveness import storage_of
 from graphopt.ir.values import byte_size, is_dense
 from graphopt.passes.build import Builder
-from graphopt.passes.repeat import repeat_in_backward
+from graphopt.passes.repeat import made_of, repeat_in_backward
 
 
 def movable(program: Program, least_bytes: int) -> set[fx.Node]:
@@ -20,7 +20,9 @@ def movable(program: Program, least_bytes: int) -> set[fx.Node]:
     What is returned stays anyway, and what is made of weights alone is made again from them.
     """
     owner = storage_of(program)
-    stays = {owner[node] for node in program.results if node is not None} | _made_of_weights(program)
+    inputs = program.nodes_of(InputKind.PARAMETER, InputKind.SHARD, InputKind.BUFFER)
+    stays = {owner[node] for node in program.results if node is not None}
+    stays |= made_of(program, (node for _, node in inputs))
     return {
         node
         for node in program.compute_nodes(Phase.FORWARD)
@@ -62,23 +64,25 @@ def keep_elsewhere(builder: Builder, values: Collection[fx.Node], place: str, re
 
 def _moved(builder: Builder, value: fx.Node, place: str, first: fx.Node) -> fx.Node:
     """The value as it is when it has left, and come back before `first` reads it."""
+    kept = send_away(builder, value, place)
+    with builder.before(first):
+        return bring_back(builder, kept, place, like=value, phase=Phase.BACKWARD)
+
+
+def send_away(builder: Builder, value: fx.Node, place: str) -> fx.Node:
+    """A copy of `value` at `place`, made just after it and waited for at once."""
+    phase = facts_of(value).phase
     with builder.after(value):
-        leaving = builder.call(COPY_OUT, value, place, like=value, phase=Phase.FORWARD)
+        leaving = builder.call(COPY_OUT, value, place, like=value, phase=phase)
     annotate(leaving, outside=frees_memory(place, builder.context.hardware))
     with builder.after(leaving):
-        kept = builder.call(COPIED_OUT, leaving, value, like=value, phase=Phase.FORWARD)
-    with builder.before(first):
-        arriving = builder.call(COPY_IN, kept, value.meta["val"].device, like=value, phase=Phase.BACKWARD)
-        return builder.call(COPIED_IN, arriving, kept, like=value, phase=Phase.BACKWARD)
+        return builder.call(COPIED_OUT, leaving, value, like=value, phase=phase)
 
 
-def _made_of_weights(program: Program) -> set[fx.Node]:
-    made = {node for _, node in program.nodes_of(InputKind.PARAMETER, InputKind.SHARD, InputKind.BUFFER)}
-    for node in program.compute_nodes(Phase.FORWARD):
-        sources = node.all_input_nodes
-        if sources and effect_of(node) is Effect.PURE and all(source in made for source in sources):
-            made.add(node)
-    return made
+def bring_back(builder: Builder, kept: fx.Node, place: str, *, like: fx.Node, phase: Phase) -> fx.Node:
+    """What is kept at `place`, in memory of the device that `like` is on; goes where the builder inserts."""
+    arriving = builder.call(COPY_IN, kept, like.meta["val"].device, place, like=like, phase=phase)
+    return builder.call(COPIED_IN, arriving, kept, like=like, phase=phase)
 
 
 def _is_plain(value: object, least_bytes: int) -> bool:

@@ -6,12 +6,13 @@ before its time.
 """
 
 import itertools
+from collections import defaultdict
 from dataclasses import dataclass
 
 from graphopt.cost.duration import compute_seconds, copy_seconds
 from graphopt.cost.operations import work_of
 from graphopt.errors import PassError
-from graphopt.ir import Level, Phase, Program, explain
+from graphopt.ir import Level, Phase, Program, explain, facts_of
 from graphopt.ir.copies import COPIED_OUT, COPY_IN, Copy, copies_of
 from graphopt.passes.base import Pass, PassContext
 
@@ -41,8 +42,11 @@ class Overlap(Pass):
     def run(self, program: Program, context: PassContext) -> bool:
         before = list(program.graph.nodes)
         copies = copies_of(program)
-        for link in dict.fromkeys(copy.link for copy in copies):
-            line = _Line(program, context, [copy for copy in copies if copy.link == link])
+        lines: defaultdict[tuple[str, Phase], list[Copy]] = defaultdict(list)
+        for copy in copies:
+            lines[copy.link, facts_of(copy.launch).phase].append(copy)
+        for own in lines.values():
+            line = _Line(program, context, own)
             if line.copies[0].is_out:
                 line.wait_late(self.options.depth)
             else:
@@ -52,13 +56,13 @@ class Overlap(Pass):
 
 
 class _Line:
-    """The copies of one link, with the time at which each call of the program begins if none has to wait."""
+    """The copies of one link in one phase; the time at which each call of the program begins if none has to wait."""
 
     def __init__(self, program: Program, context: PassContext, copies: list[Copy]) -> None:
         self.copies = copies
         self._seconds = [copy_seconds(copy.launch, copy.place, context.hardware) for copy in copies]
-        phase, moving = (Phase.FORWARD, COPIED_OUT) if copies[0].is_out else (Phase.BACKWARD, COPY_IN)
-        calls = program.compute_nodes(phase)
+        moving = COPIED_OUT if copies[0].is_out else COPY_IN
+        calls = program.compute_nodes(facts_of(copies[0].launch).phase)
         self._end = calls[-1].next
         self._calls = [node for node in calls if node.target is not moving]
         durations = (compute_seconds(work_of(node), context.hardware) for node in self._calls)

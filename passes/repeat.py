@@ -1,13 +1,24 @@
 """Computing forward values again in backward, so that nothing of them is saved."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from torch import fx
 
 from graphopt.cost.repetition import repetitions
-from graphopt.ir import Phase, annotate, explain
+from graphopt.ir import Effect, Phase, Program, annotate, effect_of, explain
 from graphopt.passes.build import Builder
 from graphopt.passes.rewrite import remove_dead
+
+
+def made_of(program: Program, weights: Iterable[fx.Node]) -> set[fx.Node]:
+    """What forward makes of `weights` alone: a transpose, a cast."""
+    weights = set(weights)
+    derived = set(weights)
+    for node in program.compute_nodes(Phase.FORWARD):
+        inputs = node.all_input_nodes
+        if inputs and effect_of(node) is Effect.PURE and derived.issuperset(inputs):
+            derived.add(node)
+    return derived - weights
 
 
 def repeat_in_backward(builder: Builder, nodes: Collection[fx.Node], reason: str) -> int:

@@ -20,7 +20,6 @@ from torch import fx
 
 from graphopt.errors import PassError
 from graphopt.ir import (
-    Effect,
     Input,
     InputKind,
     Level,
@@ -29,13 +28,12 @@ from graphopt.ir import (
     Phase,
     Program,
     annotate,
-    effect_of,
     explain,
     facts_of,
 )
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
-from graphopt.passes.repeat import repeat_in_backward
+from graphopt.passes.repeat import made_of, repeat_in_backward
 
 aten = torch.ops.aten
 collective = torch.ops._c10d_functional
@@ -198,10 +196,5 @@ def _reduced(builder: Builder, gradient: fx.Node, layout: ParameterLayout, momen
 
 def _rederive_in_backward(builder: Builder, weights: list[fx.Node]) -> int:
     """Repeat in backward what forward made of the weights alone (a transpose, a cast), so that none of it is saved."""
-    derived: dict[fx.Node, None] = dict.fromkeys(weights)
-    for node in builder.program.compute_nodes(Phase.FORWARD):
-        inputs = node.all_input_nodes
-        if inputs and effect_of(node) is Effect.PURE and all(source in derived for source in inputs):
-            derived[node] = None
-    made = derived.keys() - set(weights)
+    made = made_of(builder.program, weights)
     return repeat_in_backward(builder, made, "made of weights alone, so it is made again and not saved")

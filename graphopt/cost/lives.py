@@ -15,7 +15,7 @@ from graphopt.cost.sizes import Size, Sizes
 from graphopt.cost.transfers import Life, Transfers
 from graphopt.ir import InputKind, OutputKind, Phase, Program, facts_of
 from graphopt.ir.collectives import collective_of, collectives_of, sources_of
-from graphopt.ir.copies import COPY_IN, COPY_OUT, place_of
+from graphopt.ir.copies import COPY_IN, COPY_OUT, copy_of
 from graphopt.ir.liveness import intervals, storage_of
 
 _INPUTS = {
@@ -93,13 +93,17 @@ def lives_of(
 
 def lives_elsewhere(program: Program, sizes: Sizes[Size]) -> list[Life[Size]]:
     """What is kept in files, or on the host beside a device with memory of its own; the category is the place."""
-    if not program.graph.find_nodes(op="call_function", target=COPY_OUT):
+    if not program.graph.find_nodes(op="call_function", target=COPY_IN):
         return []
-    return [
-        Life(each.owner.name, place_of(each.owner), sizes.storage(each.owner), each.first, each.last)
+    lives = [
+        Life(each.owner.name, copy_of(each.owner).place, sizes.storage(each.owner), each.first, each.last)
         for each in intervals(program)
         if facts_of(each.owner).outside
     ]
+    for node in program.placeholders:
+        if facts_of(node).outside:
+            lives.append(Life(node.name, copy_of(next(iter(node.users))).place, sizes.tensor(node), 0, None))
+    return lives
 
 
 def inputs_of_step(program: Program, sizes: Sizes[Size]) -> Iterator[Life[Size]]:
@@ -118,7 +122,7 @@ def inputs_of_step(program: Program, sizes: Sizes[Size]) -> Iterator[Life[Size]]
     turn = next((i for i, node in enumerate(program.graph.nodes) if backward and node is backward[0]), 0)
     updated = {role.name for role, _ in program.results_of(OutputKind.BUFFER)} if backward else set()
     for role, node in zip(program.inputs, program.placeholders, strict=True):
-        if node in inside or not isinstance(node.meta["val"], torch.Tensor):
+        if node in inside or facts_of(node).outside or not isinstance(node.meta["val"], torch.Tensor):
             continue
         yield Life(node.name, _INPUTS[role.kind], sizes.tensor(node), turn * (role.kind is InputKind.TANGENT), None)
         if role.kind is InputKind.BUFFER and role.name in updated:
@@ -202,7 +206,7 @@ def _categories(program: Program, owner: Mapping[fx.Node, fx.Node]) -> dict[fx.N
             kind = "gathered" if collective.kind == "all-gather" else "communication"
             category.update(dict.fromkeys((owner[item] for item in node.users), kind))
         elif node.target is COPY_OUT:
-            category[node] = place_of(node)
+            category[node] = copy_of(node).place
         elif node.target is COPY_IN:
             category[node] = "activations"
     for role, result in _results(program):

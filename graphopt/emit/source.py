@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from graphopt._torch import OpOverload
-from graphopt.ir import Program, facts_of
+from graphopt.ir import InputKind, OutputKind, Program, facts_of
 from graphopt.ir.copies import COPIED_IN, COPIED_OUT, COPY_IN, COPY_OUT
 
 collective = torch.ops._c10d_functional
@@ -106,12 +106,20 @@ def _wait(function: _Function, node: fx.Node) -> str:
 
 
 def _copy_out(function: _Function, node: fx.Node) -> str:
+    """A gradient stays where it goes, as a tensor; anything else comes back."""
     value, place = node.args
-    return f"_runtime.copies.out({literal(value)}, {place!r}, {value.name!r})"  # type: ignore[union-attr]
+    (wait,) = node.users
+    if any(result is wait for _, result in function.program.results_of(OutputKind.GRADIENT)):
+        return f"_runtime.copies.stored({literal(value)}, {place!r})"
+    return f"_runtime.copies.out({literal(value)}, {place!r}, {literal(value)!r})"
 
 
 def _copy_in(function: _Function, node: fx.Node) -> str:
-    return f"_runtime.copies.back({literal(node.args[0])})"
+    kept = node.args[0]
+    assert isinstance(kept, fx.Node)
+    role = function.roles.get(kept)
+    is_stored = role is not None and role.kind is not InputKind.SAVED
+    return f"_runtime.copies.{'fetched' if is_stored else 'back'}({literal(kept)})"
 
 
 _SPECIAL: dict[Any, Callable[[_Function, fx.Node], str]] = {

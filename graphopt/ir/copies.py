@@ -2,10 +2,11 @@
 
     leaving = copy_out(value, "host")          starts
     kept = copied_out(leaving, value)          waits; until then the value stays where it is
-    arriving = copy_in(kept, device)           starts, into new memory of the device
+    arriving = copy_in(kept, device, "host")   starts, into new memory of the device
     value = copied_in(arriving, kept)          waits; until then the copy stays where it is
 
-Each launch is waited for once. What the four give is one and the same value, in the same strides.
+Each launch is waited for once. What the four give is one and the same value, in the same strides. Inputs of a program
+may be elsewhere from the start, and gradients may stay there.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ PLACES = ("host", "disk")
 _library = torch.library.Library("graphopt", "FRAGMENT")
 _library.define("copy_out(Tensor value, str place) -> Tensor")
 _library.define("copied_out(Tensor leaving, Tensor value) -> Tensor")
-_library.define("copy_in(Tensor kept, Device device) -> Tensor")
+_library.define("copy_in(Tensor kept, Device device, str place) -> Tensor")
 _library.define("copied_in(Tensor arriving, Tensor kept) -> Tensor")
 
 
@@ -28,7 +29,7 @@ def _copy_out(value: torch.Tensor, place: str) -> torch.Tensor:
     return torch.empty_like(value, device="cpu")
 
 
-def _copy_in(kept: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _copy_in(kept: torch.Tensor, device: torch.device, place: str) -> torch.Tensor:
     return torch.empty_like(kept, device=device)
 
 
@@ -38,7 +39,7 @@ def _awaited(launched: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
 
 # For whoever runs a graph call by call; emitted programs copy beside what they compute (graphopt.runtime.copies).
 _library.impl("copy_out", lambda value, place: _copy_out(value, place).copy_(value), "CompositeExplicitAutograd")
-_library.impl("copy_in", lambda kept, device: _copy_in(kept, device).copy_(kept), "CompositeExplicitAutograd")
+_library.impl("copy_in", lambda kept, *where: _copy_in(kept, *where).copy_(kept), "CompositeExplicitAutograd")
 for _name, _fake in (("copy_out", _copy_out), ("copy_in", _copy_in)):
     torch.library.register_fake(f"graphopt::{_name}", _fake, lib=_library)
 for _name in ("copied_out", "copied_in"):
@@ -77,11 +78,4 @@ def copies_of(program: Program) -> list[Copy]:
 def copy_of(launch: fx.Node) -> Copy:
     """The copy that a call launches."""
     is_out = launch.target is COPY_OUT
-    return Copy(launch, next(iter(launch.users)), place_of(launch), is_out)
-
-
-def place_of(node: fx.Node) -> str:
-    """Where a value that is elsewhere is, or where a copy goes to or comes from."""
-    while node.target is not COPY_OUT:
-        (node, *_) = node.all_input_nodes
-    return str(node.args[1])
+    return Copy(launch, next(iter(launch.users)), str(launch.args[-1]), is_out)

@@ -1,7 +1,9 @@
 """Copies of tensors to memory of the host or to files, and back, beside what is computed."""
 
+import functools
 import itertools
 import logging
+import tempfile
 import weakref
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from graphopt.runtime.files import TensorFiles, working_folder
+from graphopt.runtime.files import TensorFiles, file_backed, working_folder
 from graphopt.runtime.files.memory import bytes_of, copy_bytes
 
 log = logging.getLogger("graphopt")
@@ -76,13 +78,36 @@ class Copies:
         """Start to copy back what has left, into new memory of the device it was on."""
         return kept.back()
 
+    def stored(self, value: torch.Tensor, place: str) -> Arriving:
+        """Start to copy `value` to a tensor of its own that lies at a place and stays there; on the CPU only."""
+        target = self.allocated(value, place)
+        return Arriving(target, self._memory.copied(target, value.detach()))
+
+    def fetched(self, stored: torch.Tensor) -> Arriving:
+        """Start to copy a tensor that lies somewhere into new memory of the device; on the CPU only."""
+        target = torch.empty_like(stored)
+        return Arriving(target, self._memory.copied(target, stored.detach()))
+
+    def allocated(self, like: torch.Tensor, place: str) -> torch.Tensor:
+        """Room for such a tensor at a place. On disk it is a mapped file: the system keeps in memory what it can."""
+        if place == "host":
+            return torch.empty_like(like)
+        return file_backed(self._working.name, [like.numel()], like.dtype).as_strided(like.shape, like.stride())
+
+    @functools.cached_property
+    def _working(self) -> "tempfile.TemporaryDirectory[str]":
+        return working_folder(self._folder)
+
+    @functools.cached_property
+    def _memory(self) -> "HostMemory":
+        return HostMemory()
+
     def _made(self, place: str) -> Place:
-        is_cpu = self._device.type == "cpu"
-        host: Place = HostMemory() if is_cpu else PinnedMemory(self._device)
+        host = self._memory if self._device.type == "cpu" else PinnedMemory(self._device)
         if place == "host":
             return host
-        files = Files(self._folder)
-        return files if isinstance(host, HostMemory) else FilesOfDevice(host, files)  # type: ignore[arg-type]
+        files = Files(self._working)
+        return files if isinstance(host, HostMemory) else FilesOfDevice(host, files)
 
 
 class HostMemory(Place):
@@ -93,13 +118,14 @@ class HostMemory(Place):
 
     def out(self, value: torch.Tensor, name: str) -> Leaving:
         kept = torch.empty_like(value)
-        return Leaving(self._copied(kept, value), Kept(lambda: self._back(kept)))
+        return Leaving(self.copied(kept, value), Kept(lambda: self._back(kept)))
 
     def _back(self, kept: torch.Tensor) -> Arriving:
         tensor = torch.empty_like(kept)
-        return Arriving(tensor, self._copied(tensor, kept))
+        return Arriving(tensor, self.copied(tensor, kept))
 
-    def _copied(self, target: torch.Tensor, source: torch.Tensor) -> Callable[[], object]:
+    def copied(self, target: torch.Tensor, source: torch.Tensor) -> Callable[[], object]:
+        """Start to fill `target`; what is returned waits for it."""
         return self._thread.submit(copy_bytes, _bytes(target), _bytes(source)).result
 
 
@@ -156,8 +182,8 @@ def _moment(stream: torch.cuda.Stream) -> torch.cuda.Event:
 class Files(Place):
     """Files of this process, removed when it ends. One whose tensor is gone is for the next of its size."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = working_folder(folder)
+    def __init__(self, folder: "tempfile.TemporaryDirectory[str]") -> None:
+        self._folder = folder
         self._files = TensorFiles(self._folder.name)
         self._free: defaultdict[int, list[str]] = defaultdict(list)
         self._numbers = itertools.count()

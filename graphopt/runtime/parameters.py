@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from graphopt._torch import distributed_tensor, local_tensor
 from graphopt.ir import ParameterLayout
-from graphopt.plan import Plan
+from graphopt.plan import Offload, Plan
+from graphopt.runtime.copies import Copies
 
 
 def choose_layouts(model: nn.Module, plan: Plan) -> dict[str, ParameterLayout]:
@@ -145,6 +146,18 @@ def gradient_for(parameter: torch.Tensor, gradient: torch.Tensor, layout: Parame
         rows = local.shape[layout.dim or 0]
         gradient = gradient.narrow(0, 0, rows).view(local.shape)
     return distributed_tensor(gradient, parameter)
+
+
+@torch.no_grad()
+def move_parameters(model: nn.Module, offload: Offload, copies: Copies) -> None:
+    """Have parameters, or this rank's shards, lie where the plan says: the same objects over other bytes."""
+    for parameter in model.parameters():
+        local = local_tensor(parameter)
+        storage = local.untyped_storage()
+        if storage.nbytes() >= max(1, offload.least_bytes) and local.device.type == "cpu" and offload.place == "disk":
+            rows = local.new_empty(0).set_(storage)  # with the padding behind them
+            moved = copies.stored(rows, offload.place).wait()
+            local.data = moved.as_strided(local.shape, local.stride(), local.storage_offset())
 
 
 def accept_whole_state(model: nn.Module) -> None:

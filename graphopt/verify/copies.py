@@ -1,4 +1,4 @@
-"""Rules of copies: waited for once, in one phase; what is elsewhere is read by copies back alone."""
+"""Rules of copies: waited for once, in one phase; what is elsewhere is read by copies back, from there, alone."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,8 @@ from torch import fx
 from graphopt.ir.copies import COPIED_IN, COPIED_OUT, COPY_IN, COPY_OUT, PLACES
 from graphopt.ir.facts import facts_of
 from graphopt.ir.program import Program
+from graphopt.ir.roles import OutputKind
+from graphopt.ir.values import is_dense
 
 _WAITS: dict[object, object] = {COPY_OUT: COPIED_OUT, COPY_IN: COPIED_IN}
 _LAUNCHES = {wait: launch for launch, wait in _WAITS.items()}
@@ -23,13 +25,21 @@ def copy_problems(program: Program) -> Iterator[tuple[fx.Node, str]]:
             for user in node.users:
                 if user.op != "output" and user.target not in (COPY_IN, COPIED_IN):
                     yield user, f"reads {node.name}, which is elsewhere; copy it back first"
+    for role, result in program.results_of(OutputKind.USER, OutputKind.BUFFER, OutputKind.BATCH_GRADIENT):
+        if result is not None and result.target is COPIED_OUT:
+            yield result, f"is returned as '{role}' but is elsewhere; copy it back first"
 
 
 def _launch_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
-    if node.target is COPY_OUT and node.args[1] not in PLACES:
-        yield node, f"copies to {node.args[1]!r}; known places are {', '.join(PLACES)}"
-    if node.target is COPY_IN and _target(node.args[0]) is not COPIED_OUT:
+    if node.args[-1] not in PLACES:
+        yield node, f"names the place {node.args[-1]!r}; known places are {', '.join(PLACES)}"
+    if node.target is COPY_IN and not _is_elsewhere(node.args[0]):
         yield node, f"copies back {node.args[0]}, which is not elsewhere"
+    (source,) = node.all_input_nodes
+    if not is_dense(source.meta["val"]):
+        yield node, f"copies {source.name}, whose elements do not follow each other without gaps"
+    if source.target is COPIED_OUT and (went := source.all_input_nodes[0]).args[-1] != node.args[-1]:
+        yield node, f"copies back from {node.args[-1]} what {went.name} copied to {went.args[-1]}"
     waits = [user for user in node.users if user.target is _WAITS[node.target]]
     if len(waits) != 1:
         yield node, f"is waited for {len(waits)} times; a copy is waited for exactly once"
@@ -41,6 +51,11 @@ def _launch_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
             yield wait, f"holds on to {wait.args[1]} until the copy of {node.args[0]} is complete"
         if facts_of(wait).phase is not facts_of(node).phase:
             yield wait, f"waits in another phase than {node.name} is launched in"
+
+
+def _is_elsewhere(value: object) -> bool:
+    """What was copied out is, and a parameter may be."""
+    return isinstance(value, fx.Node) and (value.op == "placeholder" or value.target is COPIED_OUT)
 
 
 def _target(value: object) -> object:
