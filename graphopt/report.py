@@ -89,9 +89,11 @@ def communication_table(found: Communication) -> Table:
 
 
 def memory_table(found: Memory) -> Table:
-    """One row a category, then the peak of all together."""
+    """One row a category, then the peak of all together, then what is elsewhere and not in it."""
     table = Table("memory of a step on one rank", "at most", title="memory", title_justify="left")
     for category, size in sorted(found.by_category.items(), key=lambda item: -item[1]):
         table.add_row(category, readable_size(size))
     table.add_row(f"peak, at {found.peak_node}", readable_size(found.peak_bytes))
+    for place, size in found.elsewhere.items():
+        table.add_row(f"elsewhere: on {place}", readable_size(size))
     return table

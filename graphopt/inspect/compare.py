@@ -62,6 +62,10 @@ def _memory(left: Inspection, right: Inspection) -> Iterator[Row]:
     for category in dict.fromkeys((*one.by_category, *other.by_category)):
         here, there = one.by_category.get(category, 0), other.by_category.get(category, 0)
         yield _row(f"{category}, at most", here, there, readable_size)
+    for place in dict.fromkeys((*one.elsewhere, *other.elsewhere)):
+        yield _row(
+            f"elsewhere: on {place}, at most", one.elsewhere.get(place, 0), other.elsewhere.get(place, 0), readable_size
+        )
 
 
 def _communication(left: Inspection, right: Inspection) -> Iterator[Row]:

@@ -9,6 +9,7 @@ from graphopt.inspect.provenance import Changes
 from graphopt.inspect.recorder import NodeRecord, Stage
 from graphopt.ir import InputKind, ParameterLayout, Phase, Program, facts_of
 from graphopt.ir.collectives import collective_of, sources_of, waits_of
+from graphopt.ir.copies import COPY_LAUNCHES, COPY_OUT, copy_of
 from graphopt.ir.liveness import intervals, storage_of
 from graphopt.ir.values import byte_size
 from graphopt.sizes import readable_size
@@ -43,6 +44,7 @@ class _Explainer:
         if node in self._roles:
             yield from self._of_input(node)
         yield from self._of_collective(node)
+        yield from self._of_copy(node)
         yield from facts_of(node).reasons
         yield from self._of_saved(node)
         if node in self._outputs:
@@ -79,6 +81,13 @@ class _Explainer:
                 first = min(readers, key=self._position.__getitem__)
                 yield f"first needed by {first.name}{_place(first)}"
 
+    def _of_copy(self, node: fx.Node) -> Iterator[str]:
+        if node.target in COPY_LAUNCHES:
+            copy = copy_of(node)
+            between = self._position[copy.wait] - self._position[node] - 1
+            size = readable_size(byte_size(node.meta["val"]))
+            yield f"copies {size} {copy.link}; waited for by {copy.wait.name}, {between} nodes later"
+
     def _of_saved(self, node: fx.Node) -> Iterator[str]:
         """A forward value that backward reads."""
         if node.op != "call_function" or facts_of(node).phase is not Phase.FORWARD:
@@ -88,7 +97,8 @@ class _Explainer:
             owner = self._owner[node]
             size = readable_size(byte_size(node.meta["val"]))
             storage = f", in the storage of {owner.name}" if owner is not node else ""
-            yield f"saved for backward: {size}{storage}, read by {_listed(readers)}"
+            place = f" on {copy_of(owner).place}" if owner.target is COPY_OUT else ""
+            yield f"saved for backward{place}: {size}{storage}, read by {_listed(readers)}"
 
     def _of_release(self, node: fx.Node) -> Iterator[str]:
         """Where the bytes of a value become free."""

@@ -19,6 +19,8 @@ from graphopt.inspect.views import compare, graph, memory, schedule, source, sum
 from graphopt.inspect.views.base import View
 from graphopt.inspect.views.memory_picture import picture
 from graphopt.ir import OutputKind
+from graphopt.ir.copies import COPY_OUT
+from graphopt.sizes import readable_size
 from tests.support.inspected import PLAN, inspected
 
 
@@ -30,6 +32,11 @@ def inspection() -> Inspection:
 @pytest.fixture(scope="module")
 def other() -> Inspection:
     return inspected(plan="dp=2,zero=1")
+
+
+@pytest.fixture(scope="module")
+def moved() -> Inspection:
+    return inspected(plan="dp=2,zero=3,offload=disk,offload.least_bytes=0")
 
 
 VIEWS: dict[str, Callable[[Inspection, Inspection], View]] = {
@@ -130,6 +137,28 @@ def test_a_picture_shows_every_category_up_to_the_peak(inspection: Inspection) -
     assert areas.keys() == found.by_category.keys()
     heights = [float(point.split(",")[1]) for points in areas.values() for point in points.split()]
     assert min(heights) == 40, "the peak is as high as the picture"
+
+
+def test_what_is_elsewhere_stands_beside_the_peak(moved: Inspection, inspection: Inspection) -> None:
+    view, (place,) = memory.memory(moved), moved.report.memory.elsewhere
+    size = moved.report.memory.elsewhere[place]
+    assert place == "disk" and view.values()["elsewhere"] == {"disk": size} and size > 0
+    for shown in (view, summary.summary(moved)):
+        assert any("elsewhere: on disk" in line and readable_size(size) in line for line in _text(shown).splitlines())
+    drawn = ElementTree.fromstring(picture(moved.report.memory, len(moved.program.graph.nodes)))
+    assert (drawn.findtext("{http://www.w3.org/2000/svg}title") or "").endswith(f", and {readable_size(size)} on disk")
+    rows = {row[0]: row[1:] for row in compare.compare(inspection, moved).values()["rows"]}
+    assert rows["elsewhere: on disk, at most"] == ["0 B", readable_size(size), "new"]
+    assert "elsewhere" not in _text(memory.memory(inspection)), "nothing is"
+
+
+def test_on_a_cpu_what_is_on_the_host_is_a_part_of_the_peak() -> None:
+    found = inspected(plan="dp=2,zero=3,offload=host,offload.least_bytes=0")
+    assert not found.report.memory.elsewhere and found.report.memory.by_category["host"] > 0
+    test_a_picture_shows_every_category_up_to_the_peak(found)
+    shares = [life for life in found.report.memory.lives if life.category == "host"]
+    copies = found.program.graph.find_nodes(op="call_function", target=COPY_OUT)
+    assert {life.owner for life in shares} == {node.name for node in copies}
 
 
 def test_gradients_end_up_as_shards_and_begin_as_parts_of_a_sum(inspection: Inspection) -> None:

@@ -5,6 +5,7 @@ import pytest
 from graphopt.inspect.inspection import Inspection
 from graphopt.ir import Phase, facts_of
 from graphopt.ir.collectives import collectives_of
+from graphopt.ir.copies import COPIED_OUT, copies_of
 from tests.support.inspected import inspected
 
 
@@ -92,3 +93,18 @@ def _views() -> set[object]:
 
 
 _VIEWS = _views()
+
+
+def test_copies_say_where_they_go_who_waits_and_why() -> None:
+    found = inspected(plan="dp=2,zero=3,offload=disk,offload.least_bytes=0")
+    position = {node.name: index for index, node in enumerate(found.program.graph.nodes)}
+    for copy in copies_of(found.program):
+        said = _one(found.explanations[copy.launch.name], "copies ")
+        between = position[copy.wait.name] - position[copy.launch.name] - 1
+        assert said.endswith(f" {copy.link}; waited for by {copy.wait.name}, {between} nodes later")
+        moved_apart = copy.wait if copy.is_out else copy.launch
+        assert _one(found.explanations[moved_apart.name], "overlap: ")
+        if not copy.is_out:
+            assert _one(found.explanations[copy.wait.name], "offload: waits for backward on disk")
+    for kept in found.program.graph.find_nodes(op="call_function", target=COPIED_OUT):
+        assert _one(found.explanations[kept.name], "saved for backward on disk: ")

@@ -18,6 +18,7 @@ _COLOURS = {
     "segments": "#8c6d31",
     "communication": "#cc79a7",
     "gathered": "#56b4e9",
+    "host": "#332288",
     "gradients": "#d55e00",
     "outputs": "#f0e442",
     "activations": "#009e73",
@@ -40,7 +41,8 @@ def picture(memory: Memory, nodes: int) -> str:
     svg = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}")
     svg.set("font-family", "sans-serif")
     svg.set("font-size", "12")
-    title = f"peak {readable_size(memory.peak_bytes)} at {memory.peak_node}"
+    elsewhere = "".join(f", and {readable_size(size)} on {place}" for place, size in memory.elsewhere.items())
+    title = f"peak {readable_size(memory.peak_bytes)} at {memory.peak_node}{elsewhere}"
     ElementTree.SubElement(svg, "title").text = title
     below = [0] * nodes
     for place, category in enumerate(c for c in _COLOURS if c in memory.by_category):

@@ -81,7 +81,7 @@ export interface RecordingData {
     collectives: { collective: string; axis: string; calls: number; bytes: number }[];
     total_bytes: number;
   };
-  memory_table: { by_category: Record<string, number>; peak_bytes: number; peak_node: string };
+  memory_table: { by_category: Record<string, number>; peak_bytes: number; peak_node: string; elsewhere?: Record<string, number> };
   source: string;
   comparison: null | { left: string; right: string; rows: string[][]; moved: string[][] };
   verdict?: Verdict; // of running the program beside the model

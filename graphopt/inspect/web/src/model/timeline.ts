@@ -2,7 +2,7 @@
 import type { MemoryData } from "./recording.ts";
 
 /** From what stays throughout, at the foot of the stack, to what comes and goes; others are drawn on top. */
-const STACK = ["parameters", "optimizer", "buffers", "batch", "segments", "communication", "gathered", "gradients", "activations", "temporaries"];
+const STACK = ["parameters", "optimizer", "buffers", "batch", "segments", "communication", "gathered", "host", "gradients", "outputs", "activations", "temporaries"];
 
 export class Timeline {
   readonly categories: string[];

@@ -114,6 +114,9 @@ function MemoryTable() {
             <tr key={category}><td>{category}</td><td class="number">{bytes(size)}</td></tr>
           ))}
           <tr class="total"><td>peak, at <NodeLink name={table.peak_node} /></td><td class="number">{bytes(table.peak_bytes)}</td></tr>
+          {Object.entries(table.elsewhere ?? {}).map(([place, size]) => (
+            <tr key={place}><td>elsewhere: on {place}</td><td class="number">{bytes(size)}</td></tr>
+          ))}
         </tbody>
       </table>
     </Part>
