@@ -191,8 +191,14 @@ def _disk(options: argparse.Namespace) -> dict[str, Any]:
 def _offload(options: argparse.Namespace) -> dict[str, Any]:
     found = beyond_memory(options.folder, options.width, options.layers, options.steps, options.chunk_mib << 20)
     table = Table("state", "limit GB", "most GB", "median step s", "ended")
-    for name, limit in (("in_memory", None), ("on_disk", 1), ("in_memory_under_the_limit", 1)):
-        run, shown = found[name], f"{found['limit_bytes'] / 1e9:.2f}" if limit else ""
+    limits = {
+        "in_memory": None,
+        "on_disk": "limit_bytes",
+        "in_memory_under_the_limit": "limit_bytes",
+        "everything_on_disk": "limit_with_everything_on_disk",
+    }
+    for name, limit in limits.items():
+        run, shown = found[name], f"{found[limit] / 1e9:.2f}" if limit else ""
         if "error" in run:
             table.add_row(name, shown, "", "", escape(run["error"]))
         else:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+import graphopt
+from graphopt import Offload, Plan
 from graphopt.offload import DiskAdamW
 from graphopt.optim import AdamW
 
@@ -26,17 +28,29 @@ def data_bytes() -> int:
 
 
 def train(
-    width: int, layers: int, steps: int, folder: str | None, chunk_size: int, limit: int | None
+    width: int,
+    layers: int,
+    steps: int,
+    folder: str | None,
+    chunk_size: int,
+    limit: int | None,
+    everything: bool = False,
 ) -> dict[str, Any]:
     """Train a stack of square layers with AdamW; its state in `folder`, or in memory without one.
 
-    limit: bytes of memory, beyond what the process has before there is a model.
+    limit: bytes of memory, beyond what the process has before there is a model. everything: whether parameters,
+    gradients and what is saved for backward are in the folder too; the limit holds from when the model is compiled.
     """
     torch.manual_seed(0)
     before = data_bytes()
+    model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers))) if everything else None
+    if model is not None:
+        plan = Plan(offload=Offload("disk", folder=folder, state=True))
+        graphopt.compile(model, plan, example_inputs=(torch.empty(4, width),))
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (before + limit, before + limit))
-    model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+    if model is None:
+        model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
     parameters = list(model.parameters())
     lr = 1e-5
     optimizer = DiskAdamW(parameters, folder, lr, chunk_size=chunk_size) if folder else AdamW(parameters, lr)

@@ -19,9 +19,9 @@ def beyond_memory(folder: Path, width: int, layers: int, steps: int, chunk_size:
     """Runs of the same training in processes of their own, which may differ in nothing but seconds.
 
     The limit is half way between what parameters and gradients take with three chunks, and what they take with their
-    state. It is one of live bytes as long as a layer takes more than 32 MiB: smaller ones malloc may keep when they are
-    freed. Raises ValueError for a model that is too small for a difference, RuntimeError if a run that should end well
-    does not.
+    state; with everything on disk, it is what parameters alone would take. It is one of live bytes as long as a layer
+    takes more than 32 MiB: smaller ones malloc may keep when they are freed. Raises ValueError for a model that is too
+    small for a difference, RuntimeError if a run that should end well does not.
     """
     elements = layers * width * width
     least = elements * STATE // 2 + 3 * chunk_size + FIXED
@@ -34,18 +34,24 @@ def beyond_memory(folder: Path, width: int, layers: int, steps: int, chunk_size:
     in_memory = _run({**sizes, "folder": None, "limit": None})
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as inside:
         on_disk = _run({**sizes, "folder": inside, "limit": limit})
+        everything = _run({**sizes, "folder": inside, "limit": elements * STATE // 4, "everything": True})
     too_large = _run({**sizes, "folder": None, "limit": limit})
-    for name, run in (("in memory", in_memory), ("on disk", on_disk)):
+    runs = {"its state in memory": in_memory, "its state on disk": on_disk, "everything on disk": everything}
+    for name, run in runs.items():
         if "error" in run:
-            raise RuntimeError(f"training with its state {name} failed: {run['error']}")
+            raise RuntimeError(f"training with {name} failed: {run['error']}")
     return {
         "elements": elements,
         "state_bytes": elements * STATE,
         "limit_bytes": limit,
         "in_memory": in_memory,
         "on_disk": on_disk,
+        "everything_on_disk": everything,
+        "limit_with_everything_on_disk": elements * STATE // 4,
         "in_memory_under_the_limit": too_large,
-        "is_bitwise_equal": all(in_memory[key] == on_disk[key] for key in ("losses", "parameters")),
+        "is_bitwise_equal": all(
+            in_memory[key] == run[key] for key in ("losses", "parameters") for run in (on_disk, everything)
+        ),
         "step_ratio": statistics.median(on_disk["seconds"][1:]) / statistics.median(in_memory["seconds"][1:]),
     }
 

@@ -86,4 +86,4 @@ def bring_back(builder: Builder, kept: fx.Node, place: str, *, like: fx.Node, ph
 
 
 def _is_plain(value: object, least_bytes: int) -> bool:
-    return isinstance(value, torch.Tensor) and byte_size(value) >= least_bytes and is_dense(value)
+    return isinstance(value, torch.Tensor) and byte_size(value) >= max(1, least_bytes) and is_dense(value)

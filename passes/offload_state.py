@@ -11,7 +11,7 @@ from torch import fx
 from graphopt.errors import PassError
 from graphopt.ir import InputKind, Level, OutputKind, Phase, Program, annotate, explain, facts_of
 from graphopt.ir.copies import PLACES
-from graphopt.ir.values import byte_size
+from graphopt.ir.values import byte_size, is_dense
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.build import Builder
@@ -48,7 +48,7 @@ class OffloadState(Pass):
         chosen = {
             node: role.name
             for role, node in program.nodes_of(InputKind.PARAMETER, InputKind.SHARD)
-            if byte_size(node.meta["val"]) >= self.options.least_bytes and _readers(node)
+            if _readers(node) and self._is_large(node)
         }
         made = made_of(program, chosen)
         repeat_in_backward(builder, made, "made of weights alone, so it is made again when they are back")
@@ -59,6 +59,11 @@ class OffloadState(Pass):
         gradients = self._send_gradients(builder, moved) if context.reduce_gradients else 0
         context.statistics.update(parameters=len(moved), gradients=gradients)
         return bool(moved)
+
+    def _is_large(self, node: fx.Node) -> bool:
+        """Whether it is worth a copy; one of elements that lie apart would be another tensor."""
+        value = node.meta["val"]
+        return byte_size(value) >= max(1, self.options.least_bytes) and is_dense(value)
 
     def _bring(self, builder: Builder, parameter: fx.Node) -> None:
         """Have each direction read a copy of its own."""
@@ -78,7 +83,8 @@ class OffloadState(Pass):
         results = list(program.results)
         count = 0
         for index, (role, gradient) in enumerate(zip(program.outputs, program.results, strict=True)):
-            if role.kind is OutputKind.GRADIENT and role.name in names and gradient is not None:
+            is_of_these = role.kind is OutputKind.GRADIENT and role.name in names
+            if is_of_these and gradient is not None and self._is_large(gradient):
                 results[index] = kept = send_away(builder, gradient, self.options.place)
                 explain(kept, self.name, f"the gradient goes to {self.options.place}, as its parameter")
                 count += 1

@@ -152,7 +152,7 @@ def gradient_for(parameter: torch.Tensor, gradient: torch.Tensor, layout: Parame
 def move_parameters(model: nn.Module, offload: Offload, copies: Copies) -> None:
     """Have parameters, or this rank's shards, lie where the plan says: the same objects over other bytes."""
     for parameter in model.parameters():
-        local = local_tensor(parameter)
+        local = local_tensor(parameter) if isinstance(parameter, DTensor) else parameter
         storage = local.untyped_storage()
         if storage.nbytes() >= max(1, offload.least_bytes) and local.device.type == "cpu" and offload.place == "disk":
             rows = local.new_empty(0).set_(storage)  # with the padding behind them
