@@ -19,7 +19,7 @@ def beyond_memory(folder: Path, width: int, layers: int, steps: int, chunk_size:
     """Runs of the same training in processes of their own, which may differ in nothing but seconds.
 
     The limit is half way between what parameters and gradients take with three chunks, and what they take with their
-    state; with everything on disk, it is what parameters alone would take. It is one of live bytes as long as a layer
+    state; with everything on disk, what parameters and gradients would take. It is one of live bytes as long as a layer
     takes more than 32 MiB: smaller ones malloc may keep when they are freed. Raises ValueError for a model that is too
     small for a difference, RuntimeError if a run that should end well does not.
     """
@@ -34,7 +34,7 @@ def beyond_memory(folder: Path, width: int, layers: int, steps: int, chunk_size:
     in_memory = _run({**sizes, "folder": None, "limit": None})
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as inside:
         on_disk = _run({**sizes, "folder": inside, "limit": limit})
-        everything = _run({**sizes, "folder": inside, "limit": elements * STATE // 4, "everything": True})
+        everything = _run({**sizes, "folder": inside, "limit": elements * STATE // 2, "everything": True})
     too_large = _run({**sizes, "folder": None, "limit": limit})
     runs = {"its state in memory": in_memory, "its state on disk": on_disk, "everything on disk": everything}
     for name, run in runs.items():
@@ -47,7 +47,7 @@ def beyond_memory(folder: Path, width: int, layers: int, steps: int, chunk_size:
         "in_memory": in_memory,
         "on_disk": on_disk,
         "everything_on_disk": everything,
-        "limit_with_everything_on_disk": elements * STATE // 4,
+        "limit_with_everything_on_disk": elements * STATE // 2,
         "in_memory_under_the_limit": too_large,
         "is_bitwise_equal": all(
             in_memory[key] == run[key] for key in ("losses", "parameters") for run in (on_disk, everything)
