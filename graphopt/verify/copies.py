@@ -21,7 +21,7 @@ def copy_problems(program: Program) -> Iterator[tuple[fx.Node, str]]:
             yield from _launch_problems(node)
         elif node.target in _LAUNCHES and _target(node.args[0]) is not _LAUNCHES[node.target]:
             yield node, f"waits for {node.args[0]}, which launches no such copy"
-        if node.target is COPIED_OUT:
+        if node.target is COPIED_OUT or (node.op == "placeholder" and _is_copied_in(node)):
             for user in node.users:
                 if user.op != "output" and user.target not in (COPY_IN, COPIED_IN):
                     yield user, f"reads {node.name}, which is elsewhere; copy it back first"
@@ -38,8 +38,9 @@ def _launch_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
     (source,) = node.all_input_nodes
     if not is_dense(source.meta["val"]):
         yield node, f"copies {source.name}, whose elements do not follow each other without gaps"
-    if source.target is COPIED_OUT and (went := source.all_input_nodes[0]).args[-1] != node.args[-1]:
-        yield node, f"copies back from {node.args[-1]} what {went.name} copied to {went.args[-1]}"
+    for other in _launches_of(source) if node.target is COPY_IN else ():
+        if other.args[-1] != node.args[-1]:
+            yield node, f"copies back from {node.args[-1]} what is on {other.args[-1]} for {other.name}"
     waits = [user for user in node.users if user.target is _WAITS[node.target]]
     if len(waits) != 1:
         yield node, f"is waited for {len(waits)} times; a copy is waited for exactly once"
@@ -51,6 +52,16 @@ def _launch_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
             yield wait, f"holds on to {wait.args[1]} until the copy of {node.args[0]} is complete"
         if facts_of(wait).phase is not facts_of(node).phase:
             yield wait, f"waits in another phase than {node.name} is launched in"
+
+
+def _launches_of(kept: fx.Node) -> Iterator[fx.Node]:
+    """The copies that know where a value is."""
+    yield from (source for source in kept.all_input_nodes if source.target is COPY_OUT)
+    yield from (user for user in kept.users if user.target is COPY_IN)
+
+
+def _is_copied_in(value: fx.Node) -> bool:
+    return any(user.target is COPY_IN for user in value.users)
 
 
 def _is_elsewhere(value: object) -> bool:

@@ -58,6 +58,11 @@ def _models() -> dict[str, tuple[Any, Any, str]]:
 
     return {
         "Llama, stage 3": (ZOO["llama"].build, ZOO["llama"].batch, "zero=3,zero.bucket_bytes=65536"),
+        "Llama, stage 3, offload": (
+            ZOO["llama"].build,
+            ZOO["llama"].batch,
+            "zero=3,offload=disk,offload.least_bytes=0,offload.state=true",
+        ),
         "Llama, stage 2, bf16": (ZOO["llama"].build, ZOO["llama"].batch, "zero=2,precision=bf16,precision.reduce=bf16"),
         "tied GPT-2 with dropout, stage 3, bf16": (lambda: gpt2(0.1), ZOO["gpt2"].batch, "zero=3,precision=bf16"),
         "BERT, stage 1": (ZOO["bert"].build, ZOO["bert"].batch, "zero=1"),

@@ -4,11 +4,11 @@ import inspect
 from collections.abc import Callable
 
 from graphopt.ir import Program
-from tests.mutation.mutators import computing, effects, gathering, reducing, roles, waiting
+from tests.mutation.mutators import computing, copying, effects, gathering, reducing, roles, waiting
 
 MUTATORS: dict[str, Callable[[Program], bool]] = {
     name: function
-    for module in (waiting, gathering, reducing, computing, effects, roles)
+    for module in (waiting, gathering, reducing, computing, copying, effects, roles)
     for name, function in inspect.getmembers(module, inspect.isfunction)
     if function.__module__ == module.__name__ and not name.startswith("_")
 }
