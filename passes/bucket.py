@@ -34,7 +34,7 @@ class Bucket(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"zero"})
-    conflicts = frozenset({"bucket", "schedule"})
+    conflicts = frozenset({"bucket", "schedule", "offload_state", "overlap"})
     # A ring sums the parts of a bucket in an order that depends on their place in it.
     tier = Tier.REASSOCIATES
     keeps_values = True

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import itertools
 import math
@@ -99,6 +100,7 @@ class _Search:
         self._context = context
         self._place = elsewhere.place if elsewhere is not None else ""
 
+        @functools.cache
         def seconds(node: fx.Node) -> float:
             return compute_seconds(work_of(node), context.hardware)
 

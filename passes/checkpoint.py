@@ -20,7 +20,7 @@ class Checkpoint(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"differentiate"})
-    conflicts = frozenset({"checkpoint", "rematerialize", "zero"})
+    conflicts = frozenset({"checkpoint", "rematerialize", "offload", "zero", "offload_state"})
     keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:

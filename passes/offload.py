@@ -36,7 +36,7 @@ class Offload(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"differentiate"})
-    conflicts = frozenset({"offload", "zero", "overlap"})
+    conflicts = frozenset({"offload", "zero", "offload_state", "overlap"})
     keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:

@@ -21,7 +21,7 @@ class Precision(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"differentiate"})
-    conflicts = frozenset({"zero"})
+    conflicts = frozenset({"zero", "offload_state"})
     tier = Tier.REASSOCIATES
 
     def run(self, program: Program, context: PassContext) -> bool:

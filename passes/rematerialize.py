@@ -64,7 +64,7 @@ class Rematerialize(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"differentiate"})
-    conflicts = frozenset({"rematerialize", "offload", "zero"})
+    conflicts = frozenset({"rematerialize", "offload", "zero", "offload_state"})
     keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:

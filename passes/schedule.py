@@ -30,7 +30,8 @@ class Schedule(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"zero"})
-    conflicts = frozenset({"schedule"})  # a second one would move launches that wait elsewhere by now
+    # A second one would move launches that wait elsewhere by now.
+    conflicts = frozenset({"schedule", "offload_state", "overlap"})
     keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:

@@ -59,7 +59,7 @@ class Zero(Pass):
     level = Level.STEP
     produces = Level.STEP
     requires = frozenset({"differentiate"})
-    conflicts = frozenset({"zero", "bucket", "schedule"})
+    conflicts = frozenset({"zero", "bucket", "schedule", "offload_state", "overlap"})
     tier = Tier.REASSOCIATES
     keeps_values = True
 
