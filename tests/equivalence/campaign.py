@@ -168,6 +168,8 @@ def _features(example: Example) -> Iterator[str]:
         "no rows": example.rows == 0,
         "bf16": plan.precision is not None,
         "dynamic": plan.dynamic is not None,
+        "offload": plan.offload is not None if plan.passes is None else "offload" in plan.passes,
+        "offload of state": plan.offload is not None and plan.offload.state,
         "global batch norm": plan.batch_norm == "global",
         "pipeline of its own": plan.passes is not None,
     }

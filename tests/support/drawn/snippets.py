@@ -110,7 +110,8 @@ NORMS = {
         "x = self.l{n}(x.view(-1, {w}, 1, 1).expand(-1, -1, 2, 1)).mean((2, 3))", "self.l{n} = nn.BatchNorm2d({w})"
     ),
     "instance norm": _linear(
-        "x = self.l{n}(torch.stack([x, x.sin()], 2)).sum(2)", "self.l{n} = nn.InstanceNorm1d({w}, affine=True)"
+        "x = self.l{n}(torch.stack([x, -2 * x, x * x], 2))[:, :, 0]",  # far apart, for the norm magnifies rounding
+        "self.l{n} = nn.InstanceNorm1d({w}, affine=True)",
     ),
 }
 

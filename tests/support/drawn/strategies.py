@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from hypothesis import strategies as st
 
-from graphopt import Plan, Precision, Zero
+from graphopt import Offload, Plan, Precision, Zero
 from graphopt.errors import PassError
 from graphopt.ir import Level
+from graphopt.ir.copies import PLACES
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass
 from graphopt.passes.pipeline import Pipeline
@@ -22,16 +23,19 @@ _OPTIONS: Mapping[str, st.SearchStrategy[object]] = {
     "bytes": st.sampled_from([0, 1, 64, 1 << 20]),
     "prefetch": st.integers(0, 3),
     "policy": st.sampled_from(["full", "selective"]),
+    "place": st.sampled_from(PLACES),
+    "least_bytes": st.sampled_from([0, 0, 64]),
+    "depth": st.integers(1, 3),
 }
+_OF_A_BUDGET = {"bytes", "place", "least_bytes"}  # which some examples have room for and others have not
 
 _often = st.sampled_from([True, False, False, False])
 
 
-def _layers(random: bool) -> st.SearchStrategy[Layer]:
-    kinds = [kind for kind, snippet in LAYERS.items() if random or not snippet.random]
+def _layers(kinds: Sequence[str], random: bool) -> st.SearchStrategy[Layer]:
     return st.builds(
         Layer,
-        kind=st.sampled_from(kinds),
+        kind=st.sampled_from([kind for kind in kinds if random or not LAYERS[kind].random]),
         size=st.sampled_from(SIZES),
         repeat=st.sampled_from([1, 1, 1, 2, 3]),
         frozen=_often,
@@ -48,6 +52,17 @@ zeros = st.builds(
     whole_below=st.sampled_from([0, 32, 4096]),
     keep_gathered=st.sampled_from([False, True, ("blocks.0.*",), ("*.p*", "head.*")]),
 )
+offloads = st.one_of(
+    st.none(),
+    st.none(),
+    st.builds(
+        Offload,
+        place=st.sampled_from(PLACES),
+        least_bytes=_OPTIONS["least_bytes"],
+        activations=st.booleans(),
+        state=st.booleans(),
+    ),
+)
 precisions = st.one_of(st.none(), st.none(), st.builds(Precision, reduce=st.sampled_from(["fp32", "bf16"])))
 
 
@@ -60,9 +75,10 @@ def pipelines(needed: Sequence[str], others: Sequence[str]) -> st.SearchStrategy
 
 
 def _steps(kind: type[Pass]) -> st.SearchStrategy[Pass]:
-    options = {spec.name: _OPTIONS[spec.name] for spec in dataclasses.fields(kind.Options) if spec.name in _OPTIONS}
+    names = {spec.name for spec in dataclasses.fields(kind.Options)} & _OPTIONS.keys()
     if kind is Rematerialize:
-        del options["bytes"]  # of a budget, which some examples have and others have not
+        names -= _OF_A_BUDGET
+    options = {name: _OPTIONS[name] for name in sorted(names)}
     return st.builds(kind, st.builds(kind.Options, **options))
 
 
@@ -94,11 +110,12 @@ def examples(
     random: bool = True,
     whole_batch: bool = True,
     most_layers: int = 5,
+    kinds: Sequence[str] = tuple(LAYERS),
 ) -> Example:
-    """A module, its call and its plan. random: whether dropout and other random numbers are among the layers.
+    """A module, its call and its plan. kinds: of layers. random: whether dropout and the like are.
     whole_batch: whether ranks may take statistics together, so that each gives other outputs than eager on its part.
     """
-    layers = tuple(draw(st.lists(_layers(random), min_size=1, max_size=most_layers)))
+    layers = tuple(draw(st.lists(_layers(kinds, random), min_size=1, max_size=most_layers)))
     # Capture refuses to assign a buffer that several blocks have.
     assigns = any(layer.kind == "running mean, assigned" for layer in layers)
     example = Example(
@@ -124,6 +141,7 @@ def examples(
         mesh={"dp": example.ranks},
         zero=draw(zeros),
         precision=precision,
+        offload=draw(offloads),
         dynamic=draw(st.sampled_from([None, None, "batch"])),
         passes=draw(st.one_of(st.none(), pipelines(needed, others))),
         batch_norm=draw(st.sampled_from(["local", "global"])) if may_synchronize else "local",
