@@ -23,7 +23,7 @@ from graphopt.ir.copies import COPIED_OUT, copies_of
 from graphopt.ir.liveness import storage_of
 from graphopt.passes.offload import OffloadOptions
 from graphopt.passes.overlap import OverlapOptions
-from tests.support.training import STEPS, same_bits, train
+from tests.support.training import STEPS, differences
 from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO, Entry
 
 MODELS: dict[str, Entry] = {
@@ -63,14 +63,7 @@ def test_no_bit_changes(name: str, plan: str) -> None:
 
 
 def _trained(rank: int, world: int, name: str, plans: list[str]) -> list[list[str]]:
-    """What differs, in training under each plan, from training under the first."""
-    entry = MODELS[name]
-    runs = []
-    for plan in plans:
-        torch.manual_seed(0)
-        model = graphopt.compile(entry.build(), plan)
-        runs.append(train(model, entry.part(entry.batch(), rank, world)))
-    return [same_bits(run, runs[0]) for run in runs[1:]]
+    return differences(MODELS[name], plans, rank, world)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,7 +15,7 @@ from graphopt.inspect.differential import check
 from graphopt.offload import DiskAdamW
 from graphopt.passes.offload_state import OffloadStateOptions
 from tests.support.segments import is_in_file
-from tests.support.training import same_bits, train
+from tests.support.training import differences
 from tests.support.zoo import WITH_DROPOUT, ZOO, Entry
 
 MODELS: dict[str, Entry] = {**{name: ZOO[name] for name in ("llama", "t5", "odd")}, "gpt2": WITH_DROPOUT["gpt2"]}
@@ -34,14 +34,7 @@ def test_no_bit_changes(name: str, plan: str) -> None:
 
 
 def _trained(rank: int, world: int, name: str, plans: list[str]) -> list[list[str]]:
-    """What differs, in training under each plan, from training under the first."""
-    entry = MODELS[name]
-    runs = []
-    for plan in plans:
-        torch.manual_seed(0)
-        model = graphopt.compile(entry.build(), plan)
-        runs.append(train(model, entry.part(entry.batch(), rank, world)))
-    return [same_bits(run, runs[0]) for run in runs[1:]]
+    return differences(MODELS[name], plans, rank, world)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,6 +1,6 @@
 """The same few steps of training, eager and compiled, and how far their results lie apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from tests.support.zoo import loss_of
+import graphopt
+from tests.support.zoo import Entry, loss_of
 
 # Adam divides each gradient by its own size, so a parameter whose true gradient is zero (the bias of attention's keys)
 # moves by rounding noise alone, in eager as in any other order of sums. This epsilon lies above that noise.
@@ -68,3 +69,13 @@ def same_bits(found: Trained, wanted: Trained) -> list[str]:
     """Names of what differs in any bit."""
     names = [n for n, p in wanted.parameters.items() if not torch.equal(p, found.parameters[n])]
     return names + (["losses"] if found.losses != wanted.losses else [])
+
+
+def differences(entry: Entry, plans: Sequence[str], rank: int, world: int) -> list[list[str]]:
+    """Names of what differs in any bit, in training under each plan but the first, from training under that."""
+    runs = []
+    for plan in plans:
+        torch.manual_seed(0)
+        model = graphopt.compile(entry.build(), plan)
+        runs.append(train(model, entry.part(entry.batch(), rank, world)))
+    return [same_bits(run, runs[0]) for run in runs[1:]]
