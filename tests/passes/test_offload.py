@@ -74,8 +74,8 @@ def test_training_on_one_rank_is_bitwise_that_in_memory(name: str) -> None:
 @pytest.mark.parametrize("stage", range(4))
 def test_training_on_two_ranks_is_bitwise_that_in_memory(ranks, stage: int) -> None:
     plans = [f"zero={stage}", f"zero={stage},offload=disk,{ALL}", f"zero={stage},remat=full,offload=host,{ALL}"]
-    for differences in ranks(2).run(_trained, "gpt2 with dropout", plans):
-        assert differences == [[], []]
+    for found in ranks(2).run(_trained, "gpt2 with dropout", plans):
+        assert found == [[], []]
 
 
 def _peak(rank: int, world: int, name: str, plan: str) -> tuple[int, Memory]:
