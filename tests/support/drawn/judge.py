@@ -81,17 +81,17 @@ def judge_passes(subject: Subject) -> None:
 
 
 def _is_rounding(guilty: Comparison, subject: Subject, plan: Plan) -> bool:
-    """Whether it is only that a whole batch is summed in another order, which some modules amplify: not in float64, or
-    what is compared is nothing but rounding, and zero in truth.
+    """Whether it is only that sums are taken in another order, which some modules amplify: not in float64, or what is
+    compared is nothing but rounding, and zero in truth.
     """
-    if guilty.tier is not Tier.WHOLE_BATCH:
+    if guilty.tier is Tier.BITWISE:
         return False
     if _size_of_gradient(guilty.role, subject) < 1e-12:
         return True
     plan = dataclasses.replace(plan, precision=None)
     batch = {name: t.detach().to(_wide(t)) for name, t in subject.batch(0, 0).items()}
     verdict = check(subject.build().double(), (), batch, plan, pkgutil.resolve_name(subject.registry))
-    return max(each.worst for each in verdict.comparisons) < 1e-10
+    return max(each.worst for each in verdict.comparisons) < max(1e-10, 1e-6 * guilty.worst)  # shrinks with epsilon
 
 
 def _size_of_gradient(role: str, subject: Subject) -> float:
