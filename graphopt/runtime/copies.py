@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from graphopt.errors import OffloadError
+from graphopt.ir.values import is_dense
 from graphopt.runtime.files import TensorFiles, file_backed, working_folder
 from graphopt.runtime.files.memory import bytes_of, copy_bytes
 
@@ -233,5 +235,10 @@ class FilesOfDevice(Place):
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor whose elements lie without gaps, in the order of memory; a view."""
+    """The bytes of a tensor whose elements lie without gaps, in the order of memory; a view.
+
+    Raises OffloadError for gaps: a kernel has laid its result out otherwise than was planned with.
+    """
+    if not is_dense(tensor):
+        raise OffloadError(f"{tuple(tensor.shape)} elements at strides {tensor.stride()} cannot be copied as they lie")
     return bytes_of(tensor.as_strided((tensor.numel(),), (1,)))
