@@ -128,7 +128,7 @@ class HostMemory(Place):
 
     def copied(self, target: torch.Tensor, source: torch.Tensor) -> Callable[[], object]:
         """Start to fill `target`; what is returned waits for it."""
-        return self._thread.submit(copy_bytes, _bytes(target), _bytes(source)).result
+        return self._thread.submit(_copy, [_bytes(target), _bytes(source)]).result
 
 
 class PinnedMemory(Place):
@@ -232,6 +232,11 @@ class FilesOfDevice(Place):
 
         arrived = self._threads.submit(read)
         return Arriving(tensor, lambda: self._host.hold_until(arrived.result()))
+
+
+def _copy(target_and_source: list[torch.Tensor]) -> None:
+    """Takes the two out of the list: the thread is not to hold on to them when it is done."""
+    copy_bytes(target_and_source.pop(0), target_and_source.pop())
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

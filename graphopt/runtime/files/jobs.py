@@ -57,7 +57,7 @@ class Job(ABC):
     def __init__(self, place: Place, name: str, tensor: torch.Tensor, context: str) -> None:
         self.name = name
         self.error: Exception | None = None
-        self._future: Future[torch.Tensor] = Future()
+        self._future: Future[list[torch.Tensor]] = Future()
         self.transfer = Transfer(self._future)
         self.blockers = 0  # jobs on the same tensor that have to end before
         self.followers: list[Job] = []
@@ -103,9 +103,11 @@ class Job(ABC):
                 os.close(self._file)
 
     def finish(self) -> None:
-        """Tell whoever waits."""
+        """Tell whoever waits, and let go of the tensor before: it may be gone as soon as they know."""
+        result = [self._tensor]
+        self._tensor = self._data = torch.empty(0)
         if self.error is None:
-            self._future.set_result(self._tensor)
+            self._future.set_result(result)
         else:
             self._future.set_exception(self.error)
 
