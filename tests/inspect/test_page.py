@@ -20,7 +20,7 @@ from tests.support.browser import Browser, find_browser
 from tests.support.inspected import inspected
 
 WEB = Path(str(resources.files("graphopt.inspect"))) / "web"
-ZERO, BUCKET, SCHEDULE = 3, 4, 5  # stages
+ZERO, BUCKET, SCHEDULE = 4, 5, 6  # stages
 
 
 class Recorded:
@@ -256,7 +256,7 @@ def test_why_tells_what_became_of_a_removed_node(recorded: Recorded, browser: Br
         entry for entry in recorded.values["stages"][ZERO]["removed"] if "embed_tokens" in recorded.of(entry[0], "name")
     )
     browser.open(file, f"memory&why={recorded.of(record, 'name')}")
-    assert "in the program after differentiate" in browser.text("#why .scroll")
+    assert "in the program after checkpoint" in browser.text("#why .scroll")
     assert browser.texts("#why .chain > li")[-1] == f"zero removed; now {' '.join(map(recorded.text, places))}"
     browser.open(file, "why=no_such_node")
     assert "No program of this recording has a node named no_such_node" in browser.text("#why")
