@@ -25,7 +25,6 @@ class SynchronizeBatchNorm(Pass):
     name = "synchronize_batch_norm"
     level = Level.FORWARD
     produces = Level.FORWARD
-    requires = frozenset({"canonicalize"})  # before it, what the ranks compute may have no derivative to compare
     tier = Tier.WHOLE_BATCH
 
     def run(self, program: Program, context: PassContext) -> bool:
