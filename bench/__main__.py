@@ -270,7 +270,8 @@ def main() -> None:
     options = parser.parse_args()
     found = {
         "machine": description(),
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "run"},
+        # Not folders: they are those of one machine.
+        "options": {k: v for k, v in vars(options).items() if k != "run" and not isinstance(v, Path)},
         **options.run(options),
     }
     RESULTS.mkdir(exist_ok=True)
