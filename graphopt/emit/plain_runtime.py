@@ -136,6 +136,14 @@ class Copies:
     def back(self, kept: Elsewhere) -> Back:
         return Back(kept.back())
 
+    def stored(self, value: torch.Tensor, place: str) -> Back:
+        """A gradient that stays elsewhere; here it is a copy."""
+        return Back(value.clone())
+
+    def fetched(self, stored: torch.Tensor) -> Back:
+        """A parameter that comes in; here it is a copy."""
+        return Back(stored.clone())
+
 
 class Runtime:
     """What `forward` and `backward` are given beside their inputs."""

@@ -22,6 +22,7 @@ class _Function:
         self.program = program
         self.imports = imports
         self.roles = dict(zip(program.placeholders, program.inputs, strict=True))
+        self.gradients = {node for _, node in program.results_of(OutputKind.GRADIENT)}
         self.dead_after = _last_uses(program)
 
     def lines(self, name: str) -> list[str]:
@@ -109,7 +110,7 @@ def _copy_out(function: _Function, node: fx.Node) -> str:
     """A gradient stays where it goes, as a tensor; anything else comes back."""
     value, place = node.args
     (wait,) = node.users
-    if any(result is wait for _, result in function.program.results_of(OutputKind.GRADIENT)):
+    if wait in function.gradients:
         return f"_runtime.copies.stored({literal(value)}, {place!r})"
     return f"_runtime.copies.out({literal(value)}, {place!r}, {literal(value)!r})"
 

@@ -14,6 +14,7 @@ from graphopt.emit.source import literal, python_source
 from graphopt.emit.split import Halves
 from graphopt.errors import GraphoptError
 from graphopt.ir import InputKind, ParameterLayout, Program
+from graphopt.ir.copies import COPIES
 from graphopt.ir.values import in_example
 
 _NAMESPACES = frozenset({"aten", "prims", "_c10d_functional"})
@@ -71,7 +72,7 @@ def _check(program: Program) -> None:
     for node in program.compute_nodes():
         target: Any = node.target
         known = target.namespace in _NAMESPACES if isinstance(target, OpOverload) else target.__module__ in _MODULES
-        if not known:
+        if not known and target not in COPIES:  # those are calls of the runtime
             raise GraphoptError(
                 f"{node.name} calls {target}, which torch alone does not have; choose a plan without the pass "
                 "that put it there"

@@ -101,6 +101,8 @@ CASES = [
     ("convnet", "zero=2,zero.whole_below=0"),
     ("convnet", "zero=3,batch_norm=global"),
     ("odd", "zero=3,zero.whole_below=0"),
+    ("llama", "zero=3,zero.whole_below=0,offload=disk,offload.least_bytes=0,offload.state=true"),
+    ("gpt2 with dropout", "zero=1,zero.whole_below=0,offload=host,offload.least_bytes=0"),
 ]
 
 
