@@ -1,8 +1,8 @@
 """How the dimensions of an operator's results follow from those of its operands.
 
-A dimension is a product of labelled factors, outermost first, as in einops (Rogozhnikov 2022): a view of ``[b, s, h*d]``
-as ``[b, s, h, d]`` is ``b s (h d) -> b s h d``. Split along a label, the operator gives on each part what it gives on
-the whole there:
+A dimension is a product of labelled factors, outermost first, as in einops (Rogozhnikov 2022): ``[b, s, h*d]`` seen as
+``[b, s, h, d]`` is ``b s (h d) -> b s h d``. Split along a label, the operator gives on each part what it gives on the
+whole there:
 
     carried    the label is in operands and in results: each part of the operands gives that part of the results
     reduced    it is in operands alone: each part gives a summand of the results
