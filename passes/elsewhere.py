@@ -6,10 +6,12 @@ import torch
 from torch import fx
 
 from graphopt.cost.hardware import Hardware
+from graphopt.errors import PassError
 from graphopt.ir import Effect, InputKind, Phase, Program, annotate, effect_of, explain, facts_of
-from graphopt.ir.copies import COPIED_IN, COPIED_OUT, COPY_IN, COPY_OUT
+from graphopt.ir.copies import COPIED_IN, COPIED_OUT, COPY_IN, COPY_OUT, PLACES
 from graphopt.ir.liveness import storage_of
 from graphopt.ir.values import byte_size, is_dense
+from graphopt.nearest import nearest
 from graphopt.passes.build import Builder
 from graphopt.passes.repeat import made_of, repeat_in_backward
 
@@ -27,8 +29,19 @@ def movable(program: Program, least_bytes: int) -> set[fx.Node]:
         node
         for node in program.compute_nodes(Phase.FORWARD)
         if owner[node] is node and node not in stays and effect_of(node) is not Effect.COLLECTIVE
-        if _is_plain(node.meta.get("val"), least_bytes)
+        if is_worth_moving(node.meta.get("val"), least_bytes)
     }
+
+
+def is_worth_moving(value: object, least_bytes: int) -> bool:
+    """Whether it is a tensor large enough to be copied; one of elements that lie apart would be another tensor."""
+    return isinstance(value, torch.Tensor) and byte_size(value) >= max(1, least_bytes) and is_dense(value)
+
+
+def check_place(owner: str, place: str) -> None:
+    """Raises PassError if there is no such place. owner: the pass with that option."""
+    if place not in PLACES:
+        raise PassError(f"{owner}: there is no place {place!r}; {nearest(place, PLACES)}")
 
 
 def frees_memory(place: str, hardware: Hardware) -> bool:
@@ -83,7 +96,3 @@ def bring_back(builder: Builder, kept: fx.Node, place: str, *, like: fx.Node, ph
     """What is kept at `place`, in memory of the device that `like` is on; goes where the builder inserts."""
     arriving = builder.call(COPY_IN, kept, like.meta["val"].device, place, like=like, phase=phase)
     return builder.call(COPIED_IN, arriving, kept, like=like, phase=phase)
-
-
-def _is_plain(value: object, least_bytes: int) -> bool:
-    return isinstance(value, torch.Tensor) and byte_size(value) >= max(1, least_bytes) and is_dense(value)

@@ -6,14 +6,11 @@ memory, `rematerialize` decides; this moves all of at least a size.
 
 from dataclasses import dataclass
 
-from graphopt.errors import PassError
 from graphopt.ir import Level, Phase, Program
-from graphopt.ir.copies import PLACES
 from graphopt.ir.values import byte_size
-from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.build import Builder
-from graphopt.passes.elsewhere import keep_elsewhere, movable
+from graphopt.passes.elsewhere import check_place, keep_elsewhere, movable
 
 
 @dataclass(frozen=True)
@@ -24,8 +21,7 @@ class OffloadOptions:
     least_bytes: int = 1 << 20
 
     def __post_init__(self) -> None:
-        if self.place not in PLACES:
-            raise PassError(f"offload: there is no place {self.place!r}; {nearest(self.place, PLACES)}")
+        check_place("offload", self.place)
 
 
 class Offload(Pass):

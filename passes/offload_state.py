@@ -8,14 +8,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from graphopt.errors import PassError
 from graphopt.ir import InputKind, Level, OutputKind, Phase, Program, annotate, explain, facts_of
-from graphopt.ir.copies import PLACES
-from graphopt.ir.values import byte_size, is_dense
-from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.build import Builder
-from graphopt.passes.elsewhere import bring_back, frees_memory, send_away
+from graphopt.passes.elsewhere import bring_back, check_place, frees_memory, is_worth_moving, send_away
 from graphopt.passes.repeat import made_of, repeat_in_backward
 
 
@@ -27,8 +23,7 @@ class OffloadStateOptions:
     least_bytes: int = 1 << 20
 
     def __post_init__(self) -> None:
-        if self.place not in PLACES:
-            raise PassError(f"offload_state: there is no place {self.place!r}; {nearest(self.place, PLACES)}")
+        check_place("offload_state", self.place)
 
 
 class OffloadState(Pass):
@@ -44,11 +39,11 @@ class OffloadState(Pass):
 
     def run(self, program: Program, context: PassContext) -> bool:
         builder = Builder(program, context, self.name)
-        place = self.options.place
+        place, least_bytes = self.options.place, self.options.least_bytes
         chosen = {
             node: role.name
             for role, node in program.nodes_of(InputKind.PARAMETER, InputKind.SHARD)
-            if _readers(node) and self._is_large(node)
+            if _readers(node) and is_worth_moving(node.meta["val"], least_bytes)
         }
         made = made_of(program, chosen)
         repeat_in_backward(builder, made, "made of weights alone, so it is made again when they are back")
@@ -59,11 +54,6 @@ class OffloadState(Pass):
         gradients = self._send_gradients(builder, moved) if context.reduce_gradients else 0
         context.statistics.update(parameters=len(moved), gradients=gradients)
         return bool(moved)
-
-    def _is_large(self, node: fx.Node) -> bool:
-        """Whether it is worth a copy; one of elements that lie apart would be another tensor."""
-        value = node.meta["val"]
-        return byte_size(value) >= max(1, self.options.least_bytes) and is_dense(value)
 
     def _bring(self, builder: Builder, parameter: fx.Node) -> None:
         """Have each direction read a copy of its own."""
@@ -80,13 +70,14 @@ class OffloadState(Pass):
     def _send_gradients(self, builder: Builder, names: set[str]) -> int:
         """The gradients of these parameters stay elsewhere."""
         program = builder.program
+        place, least_bytes = self.options.place, self.options.least_bytes
         results = list(program.results)
         count = 0
         for index, (role, gradient) in enumerate(zip(program.outputs, program.results, strict=True)):
             is_of_these = role.kind is OutputKind.GRADIENT and role.name in names
-            if is_of_these and gradient is not None and self._is_large(gradient):
-                results[index] = kept = send_away(builder, gradient, self.options.place)
-                explain(kept, self.name, f"the gradient goes to {self.options.place}, as its parameter")
+            if is_of_these and gradient is not None and is_worth_moving(gradient.meta["val"], least_bytes):
+                results[index] = kept = send_away(builder, gradient, place)
+                explain(kept, self.name, f"the gradient goes to {place}, as its parameter")
                 count += 1
         program.set_results(results, program.outputs)
         return count

@@ -13,11 +13,11 @@ from torch import fx
 from graphopt.cost.operations import contraction_flops
 from graphopt.errors import PassError
 from graphopt.ir import Level, Phase, Program, facts_of
-from graphopt.ir.copies import PLACES
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.budget import Budget, Elsewhere, apply, choose
 from graphopt.passes.build import Builder
+from graphopt.passes.elsewhere import check_place
 from graphopt.passes.repeat import repeat_in_backward
 from graphopt.passes.repeatable import repeatable
 from graphopt.sizes import readable_size
@@ -50,8 +50,8 @@ class RematerializeOptions:
         limits = [limit for limit in (self.bytes, self.share) if limit is not None]
         if len(limits) != (self.policy == "budget"):
             raise PassError("rematerialize: bytes or share, one of them, goes with policy=budget and with no other")
-        if self.place not in ("", *PLACES):
-            raise PassError(f"rematerialize: there is no place {self.place!r}; {nearest(self.place, PLACES)}")
+        if self.place:
+            check_place("rematerialize", self.place)
         if self.place and self.policy != "budget":
             raise PassError(f"rematerialize: a place goes with policy=budget; use offload{{place={self.place}}}")
 
