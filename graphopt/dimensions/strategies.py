@@ -1,0 +1,93 @@
+"""The ways in which one call can run over the ranks of an axis."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from graphopt.dimensions.forms import PARTIAL, REPLICATED, VARYING, Form, Kind, Part
+from graphopt.dimensions.signature import Dimension, Signature
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Along `label`, `blocks` equal blocks of it are cut into parts of `chunk`, one for each rank."""
+
+    label: str
+    blocks: int
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """The forms in which a call takes its operands and gives its results; cut is None where it runs whole."""
+
+    cut: Cut | None
+    operands: tuple[Form, ...]
+    results: tuple[Form, ...]
+
+
+def whole_strategies(signature: Signature) -> Iterator[Strategy]:
+    """On every rank the same: from values to values, and from summands to a summand where the call is linear."""
+    operands, results = len(signature.operands), len(signature.results)
+    for form in (REPLICATED, VARYING):
+        yield Strategy(None, (form,) * operands, (form,) * results)
+    for together in signature.linear:
+        forms: list[Kind] = [PARTIAL if operand in together else VARYING for operand in range(operands)]
+        yield Strategy(None, tuple(forms), (PARTIAL,) * results)
+
+
+def split_strategy(signature: Signature, cut: Cut) -> Strategy:
+    """On every rank a part along a label."""
+    is_reduced = signature.is_reduced(cut.label)
+    operands: list[Form] = []
+    for operand, dimensions in enumerate(signature.operands):
+        part = _part_of(dimensions, cut, signature)
+        without = PARTIAL if is_reduced and operand in signature.addends else VARYING
+        operands.append(without if part is None else part)
+    results = [_part_of(dimensions, cut, signature) or PARTIAL for dimensions in signature.results]
+    return Strategy(cut, tuple(operands), tuple(results))
+
+
+def own_cuts(signature: Signature, ranks: int) -> Iterator[Cut]:
+    """Each label that can be split, in parts as equal as can be, none of them empty."""
+    for label in signature.labels:
+        size = signature.sizes[label]
+        chunk = even_chunk(size, ranks)
+        if chunk is not None:
+            yield Cut(label, 1, chunk)
+
+
+def even_chunk(size: object, ranks: int) -> int | None:
+    """Rows of the largest part; None if a rank would get nothing, or the size is no number."""
+    if type(size) is not int:
+        return None
+    chunk = -(-size // ranks)
+    return chunk if (ranks - 1) * chunk < size else None
+
+
+def cut_by(signature: Signature, dimensions: tuple[Dimension, ...], part: Part) -> Cut | None:
+    """The cut of which an operand or result of `dimensions` takes `part`; None if there is none."""
+    dimension = dimensions[part.dim]
+    inner = math.prod(signature.sizes[label] for label in dimension)
+    outer = 1
+    for label in dimension:
+        size = signature.sizes[label]
+        if type(size) is not int or type(inner) is not int:
+            return None
+        inner //= size
+        if label not in signature.whole and part.blocks % outer == 0 and part.chunk % inner == 0:
+            blocks, chunk = part.blocks // outer, part.chunk // inner
+            if size % blocks == 0 and chunk <= size // blocks and size > 1:
+                return Cut(label, blocks, chunk)
+        outer *= size
+    return None
+
+
+def _part_of(dimensions: tuple[Dimension, ...], cut: Cut, signature: Signature) -> Part | None:
+    for dim, labels in enumerate(dimensions):
+        if cut.label in labels:
+            at = labels.index(cut.label)
+            outer = math.prod(signature.sizes[label] for label in labels[:at])
+            inner = math.prod(signature.sizes[label] for label in labels[at + 1 :])
+            return Part(dim, outer * cut.blocks, cut.chunk * inner)
+    return None
