@@ -38,11 +38,11 @@ class Moving:
         self._movable = frozenset(movable)
         self._owner = storage_of(program)
         self._copy_seconds = {node: copy_seconds(node) for node in movable}
-        self._forward = program.compute_nodes(Phase.FORWARD)
         self._backward = program.compute_nodes(Phase.BACKWARD)
-        self._made = _moments(self._forward, seconds)
+        self._made = _moments(program.compute_nodes(Phase.FORWARD), seconds)
         self._read = _moments(self._backward, seconds)
         self._end_of_forward = max(self._made.values(), default=0.0)
+        self._end_of_backward = max(self._read.values(), default=0.0)
 
     def saved(self, repeated: Collection[fx.Node]) -> list[fx.Node]:
         """What of the movable is in memory between forward and backward, in the order in which it is made."""
@@ -93,14 +93,19 @@ class Moving:
                 elif user.op == "call_function" and user not in seen and self._owner[user] is value:
                     seen.add(user)
                     todo.append(user)
-        return min(readers, default=self._latest)
-
-    @property
-    def _latest(self) -> float:
-        return max(self._read.values(), default=0.0)
+        return min(readers, default=self._end_of_backward)
 
 
-class Choices(Sequence[Choice]):
+@dataclass(frozen=True)
+class _Way:
+    """One way to compute again. saved: what could leave then; free: how many of that, from the first, at no cost."""
+
+    repeated: Collection[fx.Node]
+    saved: Sequence[fx.Node] = ()
+    free: int = 0
+
+
+class Choices:
     """From the fastest to that which needs least memory: values leave for free, then more and more is computed again.
 
     In between, as much leaves as is free with what is computed again; in the end more does than is free. marks: some of
@@ -112,38 +117,40 @@ class Choices(Sequence[Choice]):
         self._repeated = repeated
         self._moving = moving
         self._last = len(repeated) - 1
-        self._first_free = self._free(0)
-        self._last_free = self._free(self._last)
-        self._slow = len(self._saved(self._last)) - self._last_free
-        slow_from = self._first_free + self._last
+        self._least, self._most = self._way(0), self._way(self._last)
+        self._slow = len(self._most.saved) - self._most.free
+        slow_from = self._least.free + self._last
         self.marks = [
-            *_some(0, self._first_free),
-            *(self._first_free + mark for mark in marks if mark),
+            *_some(0, self._least.free),
+            *(self._least.free + mark for mark in marks if mark),
             *_some(slow_from + 1, slow_from + self._slow),
             *([len(self) - 1] if moving is not None else []),
         ]
 
     def __len__(self) -> int:
-        return self._first_free + self._last + self._slow + (2 if self._moving is not None else 1)
+        return self._least.free + self._last + self._slow + (2 if self._moving is not None else 1)
 
-    def __getitem__(self, index: int) -> Choice:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Choice:
+        """Raises IndexError beyond the last."""
         if index >= len(self):
             raise IndexError(index)
-        if index <= self._first_free:
-            return Choice(self._repeated[0], self._saved(0)[:index])
-        index -= self._first_free
+        if index <= self._least.free:
+            return Choice(self._least.repeated, self._least.saved[:index])
+        index -= self._least.free
         if index <= self._last:
-            return Choice(self._repeated[index], self._saved(index)[: self._free(index)])
+            way = self._way(index)
+            return Choice(way.repeated, way.saved[: way.free])
         index -= self._last
         if index <= self._slow:
-            return Choice(self._repeated[self._last], self._saved(self._last)[: self._last_free + index])
-        return Choice(self._repeated[0], self._saved(0))  # computing a layer again takes memory too
+            return Choice(self._most.repeated, self._most.saved[: self._most.free + index])
+        return Choice(self._least.repeated, self._least.saved)  # computing a layer again takes memory too
 
-    def _saved(self, index: int) -> list[fx.Node]:
-        return [] if self._moving is None else self._moving.saved(self._repeated[index])
-
-    def _free(self, index: int) -> int:
-        return 0 if self._moving is None else self._moving.hidden(self._saved(index))
+    def _way(self, index: int) -> _Way:
+        repeated = self._repeated[index]
+        if self._moving is None:
+            return _Way(repeated)
+        saved = self._moving.saved(repeated)
+        return _Way(repeated, saved, self._moving.hidden(saved))
 
 
 def _moments(calls: Sequence[fx.Node], seconds: Callable[[fx.Node], float]) -> dict[fx.Node, float]:
