@@ -22,14 +22,16 @@ _KINDS: dict[object, str] = {
     _functional.reduce_scatter_tensor_coalesced.default: "reduce-scatter",
     _functional.all_reduce.default: "all-reduce",
     _functional.all_reduce_coalesced.default: "all-reduce",
+    _functional.all_to_all_single.default: "all-to-all",
 }
+_REDUCING = frozenset({"reduce-scatter", "all-reduce"})
 
 
 @dataclass(frozen=True)
 class Collective:
     """One collective call.
 
-    whole_bytes: size of the tensors on the side where they are whole.
+    whole_bytes: size of the tensors on the side where they are whole; all to all, of what a rank has.
     """
 
     node: fx.Node
@@ -37,6 +39,11 @@ class Collective:
     axis: str
     phase: Phase
     whole_bytes: int
+
+    @property
+    def reduction(self) -> str | None:
+        """What becomes of the values of all ranks, such as ``sum`` or ``max``; None if each stays as it is."""
+        return str(self.node.args[1]) if self.kind in _REDUCING else None
 
     def sent_bytes(self, ranks: int) -> float:
         """Least bytes that each of `ranks` ranks sends: (N-1)/N of the whole, twice that for an all-reduce."""
