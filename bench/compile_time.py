@@ -53,6 +53,7 @@ def _compiled(depth: int, *, verify: bool = True) -> tuple[float, float]:
 def first_steps(layers: int) -> dict[str, float]:
     """Seconds of the first training step: compiled by graphopt, and by torch.compile with empty caches."""
     import graphopt
+    from graphopt._torch import fresh_inductor_cache
 
     ids = tokens(0, 0)
     seconds = {}
@@ -60,7 +61,7 @@ def first_steps(layers: int) -> dict[str, float]:
         model = llama(layers)
         started = time.perf_counter()
         compiled: Any = graphopt.compile(model) if name == "graphopt" else torch.compile(model)
-        with torch._inductor.utils.fresh_cache():
+        with fresh_inductor_cache():
             compiled(input_ids=ids, labels=ids).loss.backward()
         seconds[name] = time.perf_counter() - started
     return seconds

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from graphopt._torch import TorchDispatchMode
 
 _PATIENCE_SECONDS = 0.002
 

@@ -11,11 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch_config
-from functorch.compile import min_cut_rematerialization_partition  # type: ignore[import-untyped]
 from torch import fx, nn
-from torch._dynamo.backends.common import aot_autograd
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -23,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import graphopt
 from bench.live import Live, state_of, step, warmed_up
 from bench.statistics import spread
+from graphopt._torch import TorchDispatchMode, activation_memory_budget, backend_of_halves
 from graphopt.cost.device import hardware_of
 from graphopt.cost.duration import compute_seconds
 from graphopt.cost.operations import work_of
@@ -152,10 +149,7 @@ class _Backend:
 
     def __init__(self) -> None:
         self._modes: list[TorchDispatchMode] = []
-        compiler = self._graph
-        self.backend = aot_autograd(
-            fw_compiler=compiler, bw_compiler=compiler, partition_fn=min_cut_rematerialization_partition
-        )
+        self.backend = backend_of_halves(self._half)
 
     @contextlib.contextmanager
     def under(self, mode: TorchDispatchMode) -> Iterator[None]:
@@ -164,14 +158,13 @@ class _Backend:
         yield
         self._modes.pop()
 
-    def _graph(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[[list[Any]], Any]:
+    def _half(self, module: fx.GraphModule) -> Callable[[list[Any]], Any]:
         def run(arguments: list[Any]) -> Any:
             with contextlib.ExitStack() as stack:
                 for mode in self._modes:
                     stack.enter_context(mode)
                 return fx.Interpreter(module).boxed_run(arguments)
 
-        run._boxed_call = True  # type: ignore[attr-defined]
         return run
 
 
@@ -183,7 +176,7 @@ def _theirs(shares: list[float], workload: Workload) -> list[Point]:
         model, batch = workload.build()
         backend = _Backend()
         model.compile(backend=backend.backend)
-        with functorch_config.patch(activation_memory_budget=share):
+        with activation_memory_budget(share):
             found.append(_measured(model, batch, backend.under))
     highest, floor = found[0][0], min(peak for peak, _ in found)
     limits = [floor + round(share * (highest - floor)) for share in shares]

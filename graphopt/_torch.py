@@ -34,12 +34,16 @@ __all__ = [
     "SelectiveCheckpoint",
     "SequenceKey",
     "TorchDispatchMode",
+    "activation_memory_budget",
     "aliases_argument",
     "all_gather_single",
+    "backend_of_halves",
     "compiled_call",
     "custom_function",
     "declare_symbol",
+    "declared_arguments",
     "distributed_tensor",
+    "fresh_inductor_cache",
     "inductor_compile",
     "install_compiled_call",
     "is_mutating",
@@ -49,6 +53,7 @@ __all__ = [
     "local_tensor",
     "new_fake_mode",
     "pytree",
+    "redistribute_in_place",
     "reduce_scatter_single",
     "reparametrized",
     "returns_nothing",
@@ -173,6 +178,11 @@ def distributed_tensor(local: torch.Tensor, like: DTensor) -> DTensor:
     return DTensor(local, like._spec, requires_grad=False)
 
 
+def redistribute_in_place(tensor: DTensor, value: DTensor) -> None:
+    """Have `tensor` lie over the ranks as `value` of the same global shape does, over its bytes; the object stays."""
+    tensor._local_tensor, tensor._spec = value._local_tensor, value._spec
+
+
 def version_of(tensor: torch.Tensor) -> int:
     """How often `tensor` was changed in place."""
     return tensor._version
@@ -208,6 +218,44 @@ def inductor_compile(
     with fake_mode, tracing(TracingContext(fake_mode)):
         decomposed = make_fx(module, decomposition_table=select_decomp_table())(*fakes)
         return compile_fx_inner(decomposed, fakes)  # type: ignore[no-any-return]
+
+
+def backend_of_halves(compile_half: Callable[[GraphModule], Callable[[list[Any]], Any]]) -> Any:
+    """A backend of `torch.compile`. compile_half: makes of each half, forward and backward, a function of one list.
+
+    The halves are split by torch's minimum cut, which computes again in backward what that is cheaper for.
+    """
+    from functorch.compile import min_cut_rematerialization_partition  # type: ignore[import-untyped]
+    from torch._dynamo.backends.common import aot_autograd
+
+    def compiler(module: GraphModule, inputs: Sequence[Any]) -> Callable[[list[Any]], Any]:
+        run = compile_half(module)
+
+        def boxed(arguments: list[Any]) -> Any:
+            return run(arguments)
+
+        boxed._boxed_call = True  # type: ignore[attr-defined]
+        return boxed
+
+    return aot_autograd(fw_compiler=compiler, bw_compiler=compiler, partition_fn=min_cut_rematerialization_partition)
+
+
+@contextlib.contextmanager
+def activation_memory_budget(share: float) -> Iterator[None]:
+    """Have halves that are compiled inside save about this share, from 0 to 1, of what they save by themselves."""
+    import torch._functorch.config as config
+
+    with config.patch(activation_memory_budget=share):
+        yield
+
+
+@contextlib.contextmanager
+def fresh_inductor_cache() -> Iterator[None]:
+    """Have inductor compile everything anew inside, and forget it afterwards."""
+    from torch._inductor.utils import fresh_cache
+
+    with fresh_cache():
+        yield
 
 
 def symbolic_expression(value: torch.SymInt) -> sympy.Expr:
@@ -268,6 +316,11 @@ def argument(op: OpOverload, name: str, args: Sequence[Any], kwargs: Mapping[str
         if described.name == name:
             return args[position] if position < len(args) else kwargs.get(name, described.default_value)
     return None
+
+
+def declared_arguments(op: OpOverload) -> dict[str, bool]:
+    """Names of an operator's arguments, in order, and whether each is a tensor or a list of them."""
+    return {described.name: "Tensor" in str(described.type) for described in op._schema.arguments}
 
 
 def lazy_graph_module(root: nn.Module, graph: Graph) -> GraphModule:

@@ -2,13 +2,15 @@
 
 import copy
 import functools
+import os
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sympy  # type: ignore[import-untyped]
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
@@ -187,6 +189,12 @@ def test_code_of_a_lazy_module_is_made_when_it_is_called() -> None:
     assert "sin" in module.code
 
 
+def test_declared_arguments_tell_tensors_from_others() -> None:
+    assert _torch.declared_arguments(torch.ops.aten.cat.default) == {"tensors": True, "dim": False}
+    declared = _torch.declared_arguments(torch.ops.aten.linear.default)
+    assert list(declared.items()) == [("input", True), ("weight", True), ("bias", True)]
+
+
 def test_the_switch_of_gradients_is_seen_unless_nothing_is() -> None:
     seen = []
 
@@ -199,6 +207,42 @@ def test_the_switch_of_gradients_is_seen_unless_nothing_is() -> None:
         assert seen == [_torch.set_grad_enabled]
         with _torch.without_torch_function(), torch.enable_grad():
             assert seen == [_torch.set_grad_enabled] and torch.is_grad_enabled()
+
+
+def test_a_backend_of_halves_gets_forward_and_backward() -> None:
+    halves = []
+
+    def compile_half(module: fx.GraphModule) -> Callable[[list[Any]], Any]:
+        halves.append(module)
+        return fx.Interpreter(module).boxed_run
+
+    def saved(share: float) -> int:
+        """Elements that forward saves."""
+        torch.compiler.reset()
+        halves.clear()
+        x, weight = torch.ones(4, 64, requires_grad=True), torch.full((64, 64), 1 / 64, requires_grad=True)
+        with _torch.activation_memory_budget(share):
+            function = torch.compile(_two_products, backend=_torch.backend_of_halves(compile_half))
+            function(x, weight).backward()
+        assert x.grad is not None
+        wanted = torch.autograd.grad(_two_products(x, weight), x)
+        torch.testing.assert_close((x.grad,), wanted)
+        forward, _ = halves
+        return sum(node.meta["val"].numel() for node in forward.graph.find_nodes(op="output")[0].all_input_nodes)
+
+    assert saved(0) < saved(1)
+
+
+def test_a_fresh_cache_of_inductor_is_gone_afterwards() -> None:
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    with _torch.fresh_inductor_cache():
+        folder = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        assert folder != before and os.path.isdir(folder)
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == before and not os.path.exists(folder)
+
+
+def _two_products(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.sin(torch.sin(x @ weight) @ weight).sum()
 
 
 def test_functions_of_the_user_s_are_told_from_those_of_torch() -> None:

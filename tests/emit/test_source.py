@@ -11,6 +11,7 @@ from torch import nn
 
 import graphopt
 from graphopt import Plan
+from graphopt._torch import TorchDispatchMode
 from graphopt.emit.module import load_source
 from graphopt.emit.source import literal
 from tests.support.programs import Mlp, lowered
@@ -49,7 +50,7 @@ def test_values_die_after_their_last_use() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
     most = 0
 
-    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+    class Mode(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal most
             out = function(*args, **(kwargs or {}))

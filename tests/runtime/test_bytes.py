@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphopt
 from graphopt import Plan, Zero
+from graphopt._torch import TorchDispatchMode
 from tests.support.segments import is_in_segment, mapped_segments
 
 WIDTH, LAYERS = 128, 8
