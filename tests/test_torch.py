@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from graphopt import _torch
+from tests.support.functions import Doubled, doubled
 
 
 def test_fake_tensors_have_shapes_and_no_bytes() -> None:
@@ -246,23 +247,14 @@ def _two_products(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def test_functions_of_the_user_s_are_told_from_those_of_torch() -> None:
-    class Double(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x * 2
-
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-            return gradient * 2
-
     @torch.library.custom_op("graphopt_tests::twice", mutates_args=())
     def twice(x: torch.Tensor) -> torch.Tensor:
         return x * 2
 
     twice.register_autograd(lambda ctx, gradient: gradient * 2)
     x = torch.ones(2, requires_grad=True)
-    assert _torch.custom_function(Double.apply(x)) is Double
-    assert _torch.custom_function(Double.apply(x.detach())) is None
+    assert _torch.custom_function(doubled(x)) is Doubled
+    assert _torch.custom_function(doubled(x.detach())) is None
     assert _torch.custom_function(twice(x)) is None and twice(x).requires_grad
     assert _torch.custom_function(x * 2) is None and _torch.custom_function(x) is None
 

@@ -1,7 +1,6 @@
 """Where `forward` stops gradients, or lets them through again, the compiled module does."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 
 import graphopt
 from graphopt import CaptureError
+from tests.support.functions import doubled
 
 
 class _Stops(nn.Module):
@@ -106,32 +106,22 @@ def test_a_value_written_behind_the_back_of_autograd_is_refused() -> None:
         graphopt.compile(_Stops(_written), example_inputs=(torch.randn(4, 3),))
 
 
-class _Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x * 2
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return gradient * 2
-
-
 def _custom(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return _Doubled.apply(layer(x))  # type: ignore[no-any-return,no-untyped-call]
+    return doubled(layer(x))
 
 
 def test_a_gradient_that_python_computes_is_refused() -> None:
-    with pytest.raises(CaptureError, match=r"test_gradients\.py:\d+ .*gradient of _Doubled.*custom_op"):
+    with pytest.raises(CaptureError, match=r"test_gradients\.py:\d+ .*gradient of Doubled.*custom_op"):
         graphopt.compile(_Stops(_custom), example_inputs=(torch.randn(4, 3),))
 
 
 class _Ends(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Doubled.apply(super().forward(x))  # type: ignore[no-any-return,no-untyped-call]
+        return doubled(super().forward(x))
 
 
 def test_also_where_nothing_reads_it() -> None:
-    with pytest.raises(CaptureError, match=r"gradient of _Doubled"):
+    with pytest.raises(CaptureError, match=r"gradient of Doubled"):
         graphopt.compile(_Ends(3, 3), example_inputs=(torch.randn(4, 3),))
     model = graphopt.compile(_Ends(3, 3))
     x = torch.randn(4, 3)
