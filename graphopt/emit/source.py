@@ -11,6 +11,7 @@ from torch import fx
 from graphopt._torch import OpOverload
 from graphopt.ir import InputKind, OutputKind, Program, facts_of
 from graphopt.ir.copies import COPIED_IN, COPIED_OUT, COPY_IN, COPY_OUT
+from graphopt.ir.moves import ON_FIRST, OWN_PART, PLACED
 
 collective = torch.ops._c10d_functional
 
@@ -94,8 +95,28 @@ def _all_reduce(function: _Function, node: fx.Node) -> str:
     return f"_runtime.collectives.all_reduce({literal(node.args[0])}, {node.args[2]!r})"
 
 
+def _gather_one(function: _Function, node: fx.Node) -> str:
+    return f"_runtime.collectives.all_gather([{literal(node.args[0])}], {node.args[2]!r})[0]"
+
+
+def _reduce_scatter_one(function: _Function, node: fx.Node) -> str:
+    return f"_runtime.collectives.reduce_scatter([{literal(node.args[0])}], {node.args[3]!r})[0]"
+
+
 def _all_reduce_one(function: _Function, node: fx.Node) -> str:
-    return f"_runtime.collectives.all_reduce([{literal(node.args[0])}], {node.args[2]!r})[0]"
+    value, reduction, axis = node.args
+    by = "" if reduction == "sum" else f", {reduction!r}"
+    return f"_runtime.collectives.all_reduce([{literal(value)}], {axis!r}{by})[0]"
+
+
+def _all_to_all(function: _Function, node: fx.Node) -> str:
+    return f"_runtime.collectives.all_to_all({literal(node.args[0])}, {node.args[3]!r})[0]"
+
+
+def _of_rank(function: _Function, node: fx.Node) -> str:
+    """What depends on the rank: the program is the same text on all of them."""
+    name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+    return f"_runtime.parts.{name}({', '.join(map(literal, node.args))})"
 
 
 def _item(function: _Function, node: fx.Node) -> str:
@@ -129,7 +150,13 @@ _SPECIAL: dict[Any, Callable[[_Function, fx.Node], str]] = {
     collective.all_gather_into_tensor_coalesced.default: _gather,
     collective.reduce_scatter_tensor_coalesced.default: _reduce_scatter,
     collective.all_reduce_coalesced.default: _all_reduce,
+    collective.all_gather_into_tensor.default: _gather_one,
+    collective.reduce_scatter_tensor.default: _reduce_scatter_one,
     collective.all_reduce.default: _all_reduce_one,
+    collective.all_to_all_single.default: _all_to_all,
+    OWN_PART: _of_rank,
+    PLACED: _of_rank,
+    ON_FIRST: _of_rank,
     COPY_OUT: _copy_out,
     COPIED_OUT: _wait,
     COPY_IN: _copy_in,

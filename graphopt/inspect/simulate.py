@@ -8,12 +8,10 @@ import torch
 from torch import fx
 
 from graphopt._torch import TorchDispatchMode
+from graphopt.inspect.exchanges import MOVES, Exchanges, Values
 from graphopt.ir import Effect, Program, effect_of
-from graphopt.ir.collectives import WAIT, collective_of, sources_of
+from graphopt.ir.collectives import WAIT, Collective, collective_of, sources_of
 from graphopt.ir.effects import draws
-from graphopt.ir.ops import all_reduce
-
-Values = list[Any]  # one for each rank
 
 
 class SeededDraws(TorchDispatchMode):
@@ -39,12 +37,11 @@ class Simulation:
 
     def __init__(self, program: Program, mesh: Mapping[str, int]) -> None:
         self._program = program
-        self._mesh = dict(mesh)
-        self._places = list(itertools.product(*(range(size) for size in mesh.values())))
+        self._exchanges = Exchanges(mesh)
 
     @property
     def ranks(self) -> int:
-        return len(self._places)
+        return self._exchanges.ranks
 
     def run(self, inputs: list[Values]) -> Iterator[tuple[fx.Node, Values]]:
         """Every call in order, with its value on each rank; inputs: for each placeholder, its value on each rank."""
@@ -56,12 +53,15 @@ class Simulation:
                 yield node, values[node]
 
     def _call(self, node: fx.Node, values: Mapping[fx.Node, Values], draw: list[SeededDraws]) -> Values:
-        if collective_of(node) is not None:
-            return self._exchanged(node, [values[source] for source in sources_of(node)])
-        if node.target is all_reduce:
-            return self._reduced(values[node.all_input_nodes[0]], str(node.args[1]))
+        collective = collective_of(node)
+        if collective is not None:
+            return self._received(node, collective, values)
         if node.target is WAIT:
             return values[node.all_input_nodes[0]]
+        if node.target in MOVES:
+            value, *arguments = node.args
+            sizes = fx.map_arg(arguments, lambda size: values[size][0])  # alike on all ranks
+            return MOVES[node.target](self._exchanges, values[value], *sizes)  # type: ignore[index]
         results = []
         for rank in range(self.ranks):
             if effect_of(node) is Effect.RANDOM:
@@ -71,40 +71,8 @@ class Simulation:
             results.append(node.target(*args, **kwargs))  # type: ignore[operator]
         return results
 
-    def _exchanged(self, node: fx.Node, sources: list[Values]) -> Values:
+    def _received(self, node: fx.Node, collective: Collective, values: Mapping[fx.Node, Values]) -> Values:
         """What a collective gives on each rank: a tensor, or a list if it was launched for several."""
-        collective = collective_of(node)
-        assert collective is not None
-        if collective.kind == "all-gather":
-            given = [self._gathered(source, collective.axis) for source in sources]
-        else:
-            given = [self._reduced(source, collective.axis) for source in sources]
-        if collective.kind == "reduce-scatter":
-            given = [self._scattered(total, collective.axis) for total in given]
+        given = [self._exchanges.collective(collective, values[source]) for source in sources_of(node)]
         is_list = isinstance(node.args[0], (list, tuple))
         return [[each[rank] for each in given] if is_list else given[0][rank] for rank in range(self.ranks)]
-
-    def _group(self, rank: int, axis: str) -> list[int]:
-        """The ranks that differ from `rank` on `axis` alone, in order."""
-        position = list(self._mesh).index(axis)
-        place = self._places[rank]
-        return [
-            other
-            for other, theirs in enumerate(self._places)
-            if theirs[:position] + theirs[position + 1 :] == place[:position] + place[position + 1 :]
-        ]
-
-    def _gathered(self, source: Values, axis: str) -> Values:
-        return [torch.cat([source[other] for other in self._group(rank, axis)]) for rank in range(self.ranks)]
-
-    def _reduced(self, source: Values, axis: str) -> Values:
-        """Sums in the order of the ranks."""
-        groups = (self._group(rank, axis) for rank in range(self.ranks))
-        return [sum((source[other] for other in rest), source[first].clone()) for first, *rest in groups]
-
-    def _scattered(self, total: Values, axis: str) -> Values:
-        parts = []
-        for rank in range(self.ranks):
-            group = self._group(rank, axis)
-            parts.append(total[rank].chunk(len(group))[group.index(rank)].clone())
-        return parts

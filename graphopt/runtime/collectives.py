@@ -37,6 +37,10 @@ class Collectives:
         """The axes whose ranks exchange through shared memory."""
         return frozenset(axis for axis, each in self._transports.items() if isinstance(each, SharedMemoryTransport))
 
+    def rank(self, axis: str) -> int:
+        """This rank's place on `axis`."""
+        return dist.get_rank(self._groups[axis])
+
     def group_name(self, axis: str) -> str:
         """The name by which functional collectives know the group of `axis`."""
         return self._groups[axis].group_name
@@ -54,17 +58,21 @@ class Collectives:
         """Start summing `tensors`, each [ranks * rows, ...], over the ranks; results are this rank's [rows, ...]."""
         return Pending(self._transports[axis].reduce_scatter(tensors))
 
-    def all_reduce(self, tensors: Sequence[torch.Tensor], axis: str) -> Pending:
-        """Start summing `tensors` over the ranks; results are whole."""
-        return Pending(_start_all_reduce(tensors, self._transports[axis]))
+    def all_reduce(self, tensors: Sequence[torch.Tensor], axis: str, reduction: str = "sum") -> Pending:
+        """Start summing `tensors` over the ranks, or taking the maxima (``max``); results are whole."""
+        return Pending(_start_all_reduce(tensors, self._transports[axis], reduction))
+
+    def all_to_all(self, tensor: torch.Tensor, axis: str) -> Pending:
+        """Start exchanging rows of `tensor`, [ranks * rows, ...]; result 0: those that each rank has for this one."""
+        return Pending(self._transports[axis].all_to_all(tensor))
 
 
-def _start_all_reduce(tensors: Sequence[torch.Tensor], transport: Transport) -> Finish:
+def _start_all_reduce(tensors: Sequence[torch.Tensor], transport: Transport, reduction: str) -> Finish:
     """A reduce-scatter and an all-gather: as few bytes as any all-reduce."""
     shapes = [t.shape for t in tensors]
     size = sum(t.numel() for t in tensors)
     padding = [tensors[0].new_zeros(-size % transport.ranks)] if size % transport.ranks else []
-    finish_sum = transport.reduce_scatter([concatenated([*tensors, *padding])])
+    finish_sum = transport.reduce_scatter([concatenated([*tensors, *padding])], reduction)
 
     def finish() -> list[torch.Tensor]:
         (whole,) = transport.all_gather(finish_sum(), [None])()

@@ -1,8 +1,10 @@
 """Several tensors as one, the way a collective moves them, and back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+
+_COMBINE: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.add, "max": torch.maximum}
 
 
 def concatenated(tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
@@ -43,17 +45,19 @@ def split_into(flat: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.T
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def summed_over_ranks(parts: Sequence[torch.Tensor], shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
-    """The sums of what the ranks sent for each tensor; parts: that of each rank, in one dimension."""
+def reduced_over_ranks(
+    parts: Sequence[torch.Tensor], shapes: Sequence[torch.Size], reduction: str = "sum"
+) -> list[torch.Tensor]:
+    """The sums, or maxima, of what the ranks sent for each tensor; parts: that of each rank, in one dimension."""
     pieces = (split_into(part, shapes) for part in parts)
-    return [_sum_in_order(each) for each in zip(*pieces, strict=True)]
+    return [_reduced_in_order(each, _COMBINE[reduction]) for each in zip(*pieces, strict=True)]
 
 
-def _sum_in_order(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum as a new tensor, added up from the first to the last: the same parts give the same bits."""
+def _reduced_in_order(parts: Sequence[torch.Tensor], combine: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """A new tensor, made of the first to the last: the same parts give the same bits."""
     if len(parts) == 1:
         return parts[0].clone()
-    total = parts[0] + parts[1]
+    total = combine(parts[0], parts[1])
     for part in parts[2:]:
-        total += part
+        combine(total, part, out=total)
     return total

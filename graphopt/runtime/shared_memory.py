@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from graphopt.runtime.agreement import exchanged
 from graphopt.runtime.channel import Channel
-from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, summed_over_ranks
+from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, reduced_over_ranks
 from graphopt.runtime.pending import Finish
 
 log = logging.getLogger("graphopt")
@@ -44,7 +44,7 @@ class SharedMemoryTransport:
 
         return finish
 
-    def reduce_scatter(self, tensors: Sequence[torch.Tensor]) -> Finish:
+    def reduce_scatter(self, tensors: Sequence[torch.Tensor], reduction: str = "sum") -> Finish:
         shapes = [torch.Size((t.shape[0] // self.ranks, *t.shape[1:])) for t in tensors]
         elements, dtype = sum(t.numel() for t in tensors), tensors[0].dtype
         segment = self.channel.segment(elements * dtype.itemsize)
@@ -55,7 +55,21 @@ class SharedMemoryTransport:
         def finish() -> list[torch.Tensor]:
             with exchange as segments:
                 rows = [each.view(elements, dtype).view(self.ranks, -1)[rank] for each in segments]
-                return summed_over_ranks(rows, shapes)
+                return reduced_over_ranks(rows, shapes, reduction)
+
+        return finish
+
+    def all_to_all(self, tensor: torch.Tensor) -> Finish:
+        shape = torch.Size((tensor.shape[0] // self.ranks, *tensor.shape[1:]))
+        elements, dtype, rank = tensor.numel(), tensor.dtype, self.channel.rank
+        segment = self.channel.segment(elements * dtype.itemsize)
+        concatenated([tensor], out=segment.view(elements, dtype))
+        exchange = _Exchange(self.channel, self.channel.post(segment, elements * dtype.itemsize))
+
+        def finish() -> list[torch.Tensor]:
+            with exchange as segments:
+                rows = [each.view(elements, dtype).view(self.ranks, -1)[rank] for each in segments]
+                return gathered_from_ranks(rows, [shape], [None])
 
         return finish
 

@@ -7,8 +7,10 @@ import torch
 import torch.distributed as dist
 
 from graphopt._torch import all_gather_single, reduce_scatter_single
-from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, split_into, summed_over_ranks
+from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, reduced_over_ranks, split_into
 from graphopt.runtime.pending import Finish
+
+_OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
 class Transport(Protocol):
@@ -23,8 +25,12 @@ class Transport(Protocol):
         """[rows, ...] of each rank -> [ranks * rows, ...], in `into` where given."""
         ...
 
-    def reduce_scatter(self, tensors: Sequence[torch.Tensor]) -> Finish:
-        """[ranks * rows, ...] -> this rank's [rows, ...], summed."""
+    def reduce_scatter(self, tensors: Sequence[torch.Tensor], reduction: str = "sum") -> Finish:
+        """[ranks * rows, ...] -> this rank's [rows, ...], of which the ranks' sum, or maximum (``max``), is taken."""
+        ...
+
+    def all_to_all(self, tensor: torch.Tensor) -> Finish:
+        """[ranks * rows, ...] -> [ranks * rows, ...]: from each rank the rows that it has for this one."""
         ...
 
 
@@ -55,18 +61,30 @@ class GroupTransport:
 
         return finish
 
-    def reduce_scatter(self, tensors: Sequence[torch.Tensor]) -> Finish:
+    def reduce_scatter(self, tensors: Sequence[torch.Tensor], reduction: str = "sum") -> Finish:
         shapes = [torch.Size((t.shape[0] // self.ranks, *t.shape[1:])) for t in tensors]
         packed = packed_by_rank(tensors, self.ranks)
         if self._has_reduce_scatter:
             total = packed.new_empty(packed.shape[1])
-            work = reduce_scatter_single(total, packed, group=self._group, async_op=True)
+            work = reduce_scatter_single(total, packed, _OPS[reduction], group=self._group, async_op=True)
         else:
             total = torch.empty_like(packed)
             work = dist.all_to_all_single(total, packed, group=self._group, async_op=True)
 
         def finish(kept: torch.Tensor = packed) -> list[torch.Tensor]:
             work.wait()
-            return split_into(total, shapes) if total.dim() == 1 else summed_over_ranks(total.unbind(), shapes)
+            if self._has_reduce_scatter:
+                return split_into(total, shapes)
+            return reduced_over_ranks(total.unbind(), shapes, reduction)
+
+        return finish
+
+    def all_to_all(self, tensor: torch.Tensor) -> Finish:
+        received = torch.empty_like(tensor)
+        work = dist.all_to_all_single(received, tensor, group=self._group, async_op=True)
+
+        def finish(kept: torch.Tensor = tensor) -> list[torch.Tensor]:
+            work.wait()
+            return [received]
 
         return finish

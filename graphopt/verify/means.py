@@ -35,7 +35,7 @@ def local_gradient(values: ValueNumbers, number: int, layout: ParameterLayout) -
     number = key[3]
     if not layout.is_whole:
         number = _unpadded(values, number, layout)
-    if _is_sum(values, number):
+    if _is_sum(values, number, layout.axis):
         raise NotTheMean(f"is summed over {layout.axis} twice")
     return number
 
@@ -64,10 +64,12 @@ def _unpadded(values: ValueNumbers, number: int, layout: ParameterLayout) -> int
     return int(key[1]) if rows != layout.shape and key[:1] == ("reshape",) and key[2] == rows else number
 
 
-def _is_sum(values: ValueNumbers, number: int) -> bool:
-    """Whether a value is a sum over ranks, looking through what only rescales or reshapes it."""
+def _is_sum(values: ValueNumbers, number: int, axis: str) -> bool:
+    """Whether a value is a sum over `axis`, looking through what rescales or reshapes it, and sums over other axes."""
     key = values.key(number)
-    while key[0] in ("cast", "reshape") or key[0] is aten.div.Tensor:
-        number = key[1][1][1] if key[0] is aten.div.Tensor else key[1]
+    while key[0] in ("cast", "reshape", "sum") or key[0] is aten.div.Tensor:
+        if key[0] == "sum" and key[2] == axis:
+            return True
+        number = key[1][1][1] if key[0] is aten.div.Tensor else key[3] if key[0] == "sum" else key[1]
         key = values.key(number)
-    return bool(key[0] == "sum")
+    return False

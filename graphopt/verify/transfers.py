@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import fx
 
-from graphopt.ir.collectives import WAIT, collectives_of, launch_of, waits_of
+from graphopt.ir.collectives import WAIT, Collective, collectives_of, launch_of, sources_of, waits_of
 from graphopt.ir.facts import Phase, facts_of
 from graphopt.ir.program import Program
+from graphopt.ir.roles import InputKind
 
 
 def transfer_problems(program: Program, mesh: Mapping[str, int]) -> Iterator[tuple[fx.Node, str]]:
@@ -16,22 +17,33 @@ def transfer_problems(program: Program, mesh: Mapping[str, int]) -> Iterator[tup
     for node in program.graph.find_nodes(op="call_function", target=WAIT):
         if not isinstance(node.args[0], fx.Node) or launch_of(node.args[0]) is None:
             yield node, f"waits for {node.args[0]}, which no collective launched"
+    shards = {node for _, node in program.nodes_of(InputKind.SHARD)}
     for collective in collectives_of(program):
-        node = collective.node
-        yield from _argument_problems(node, collective.kind, collective.axis, mesh)
-        yield from _waiting_problems(node)
-        if collective.kind == "all-gather":
-            yield from _lifetime_problems(node)
+        yield from _argument_problems(collective, mesh)
+        yield from _waiting_problems(collective.node)
+        if collective.kind == "all-gather" and any(_uncast(source) in shards for source in sources_of(collective.node)):
+            yield from _lifetime_problems(collective.node)
 
 
-def _argument_problems(node: fx.Node, kind: str, axis: str, mesh: Mapping[str, int]) -> Iterator[tuple[fx.Node, str]]:
+def _argument_problems(collective: Collective, mesh: Mapping[str, int]) -> Iterator[tuple[fx.Node, str]]:
+    node, axis = collective.node, collective.axis
     if axis not in mesh:
         yield node, f"runs over axis {axis!r}; the mesh has {', '.join(mesh) or 'none'}"
         return
-    if kind != "all-reduce" and node.args[-2] != mesh[axis]:
+    if collective.kind == "all-to-all":
+        if node.args[1] != node.args[2] or len(node.args[1]) != mesh[axis]:  # type: ignore[arg-type]
+            yield node, f"exchanges {node.args[2]} for {node.args[1]} rows on axis {axis}, which has {mesh[axis]} ranks"
+    elif collective.kind != "all-reduce" and node.args[-2] != mesh[axis]:
         yield node, f"counts {node.args[-2]} ranks on axis {axis}, which has {mesh[axis]}"
-    if kind != "all-gather" and node.args[1] != "sum":
-        yield node, f"reduces by {node.args[1]!r}; gradients are summed"
+    allowed = ("sum", "max") if collective.kind == "all-reduce" and collective.phase is Phase.FORWARD else ("sum",)
+    if collective.reduction is not None and collective.reduction not in allowed:
+        yield node, f"reduces by {collective.reduction!r}; gradients are summed"
+
+
+def _uncast(value: fx.Node) -> fx.Node:
+    while value.target is torch.ops.aten._to_copy.default and isinstance(value.args[0], fx.Node):
+        value = value.args[0]
+    return value
 
 
 def _waiting_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
@@ -54,7 +66,7 @@ def _waiting_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
 
 
 def _lifetime_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
-    """What is gathered for one phase is not read in the other; launch, item and wait agree on how long it lives."""
+    """A parameter gathered for one phase is not read in the other; launch, item and wait agree how long it lives."""
     facts = facts_of(node)
     items = list(node.users) if isinstance(node.meta["val"], (list, tuple)) else []
     for value in [*items, *waits_of(node)]:

@@ -104,7 +104,7 @@ class ValueNumbers:
         return number
 
     def _awaited(self, wait: fx.Node, numbers: Mapping[fx.Node, int]) -> Any:
-        """What a collective gives: the rows of a parameter, or a sum over ranks."""
+        """What a collective gives: the rows of a parameter, what other ranks hold, or a sum over ranks."""
         launched = launch_of(wait.args[0]) if isinstance(wait.args[0], fx.Node) else None
         if launched is None:
             return self._plain(wait, numbers)
@@ -112,8 +112,10 @@ class ValueNumbers:
         if not 0 <= index < len(sources_of(collective.node)):
             return self._plain(wait, numbers)
         source = numbers[sources_of(collective.node)[index]]
-        if collective.kind != "all-gather":
-            return ("sum", collective.kind, collective.axis, source)
+        if collective.reduction is not None:
+            return (collective.reduction, collective.kind, collective.axis, source)
+        if collective.kind == "all-to-all":
+            return ("exchange", collective.axis, source)
         name = self._shard_name(source)
         layout = self._layouts.get(name) if name is not None else None
         if name is None or layout is None or layout.axis != collective.axis:

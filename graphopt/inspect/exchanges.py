@@ -1,0 +1,127 @@
+"""What collectives and moves give on each rank of a mesh, from the values on all ranks, said as plainly as can be."""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from graphopt.ir import moves
+from graphopt.ir.collectives import Collective
+from graphopt.ir.ops import all_reduce
+from graphopt.runtime.parts import Parts
+
+Values = list[Any]  # one for each rank
+
+_COMBINE: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.add, "max": torch.maximum}
+
+
+class Exchanges:
+    """Of a mesh: axis name -> ranks, laid out with the first axis varying slowest."""
+
+    def __init__(self, mesh: Mapping[str, int]) -> None:
+        self._axes = list(mesh)
+        self._places = list(itertools.product(*(range(size) for size in mesh.values())))
+        self.parts = [Parts(functools.partial(self._index, rank)) for rank in range(len(self._places))]
+
+    @property
+    def ranks(self) -> int:
+        return len(self._places)
+
+    def collective(self, collective: Collective, value: Values) -> Values:
+        """What a collective gives for one of the tensors that it was launched for."""
+        axis = collective.axis
+        if collective.kind == "all-gather":
+            return self.gathered(value, 0, axis)
+        if collective.kind == "all-to-all":
+            return self.exchanged(value, 0, 0, axis)
+        total = self.reduced(value, axis, collective.reduction or "sum")
+        if collective.kind == "all-reduce":
+            return total
+        return [total[rank].chunk(len(self._group(rank, axis)))[self._index(rank, axis)].clone() for rank in self._all]
+
+    def gathered(self, value: Values, dim: int, axis: str) -> Values:
+        """The values of an axis's ranks end to end."""
+        return [torch.cat([value[other] for other in self._group(rank, axis)], dim) for rank in self._all]
+
+    def reduced(self, value: Values, axis: str, reduction: str = "sum") -> Values:
+        """Sums, or maxima, in the order of the ranks."""
+        groups = ([value[other] for other in self._group(rank, axis)] for rank in self._all)
+        return [functools.reduce(_COMBINE[reduction], rest, first.clone()) for first, *rest in groups]
+
+    def exchanged(self, value: Values, split_dim: int, gather_dim: int, axis: str) -> Values:
+        """From each rank of an axis the part of `split_dim` that it has for this one, end to end in `gather_dim`."""
+        found = []
+        for rank in self._all:
+            group = self._group(rank, axis)
+            parts = [value[other].chunk(len(group), split_dim)[self._index(rank, axis)] for other in group]
+            found.append(torch.cat(parts, gather_dim))
+        return found
+
+    def whole(self, value: Values, dim: int, blocks: int, extent: int, axis: str) -> Values:
+        """The blocks of which the ranks hold parts, end to end and without padding."""
+        parts = [each.unflatten(dim, (blocks, each.shape[dim] // blocks)) for each in value]
+        gathered = self.gathered(parts, dim + 1, axis)
+        return [each.narrow(dim + 1, 0, extent).flatten(dim, dim + 1).contiguous() for each in gathered]
+
+    def own(self, name: str, value: Values, *arguments: Any) -> Values:
+        """What each rank does by itself."""
+        return [getattr(parts, name)(each, *arguments) for parts, each in zip(self.parts, value, strict=True)]
+
+    @property
+    def _all(self) -> range:
+        return range(self.ranks)
+
+    def _index(self, rank: int, axis: str) -> int:
+        return self._places[rank][self._axes.index(axis)]
+
+    def _group(self, rank: int, axis: str) -> list[int]:
+        """The ranks that differ from `rank` on `axis` alone, in order."""
+        position = self._axes.index(axis)
+        place = self._places[rank]
+        return [
+            other
+            for other, theirs in enumerate(self._places)
+            if theirs[:position] + theirs[position + 1 :] == place[:position] + place[position + 1 :]
+        ]
+
+
+def _own(name: str) -> Callable[..., Values]:
+    return lambda exchanges, value, *arguments: exchanges.own(name, value, *arguments)
+
+
+def _part(exchanges: Exchanges, value: Values, *arguments: Any) -> Values:
+    *where, _ = arguments
+    return exchanges.own("own_part", value, *where)
+
+
+def _gather(exchanges: Exchanges, value: Values, *arguments: Any) -> Values:
+    dim, blocks, extent, _, axis, _ = arguments
+    return exchanges.whole(value, dim, blocks, extent, axis)
+
+
+def _scatter_sum(exchanges: Exchanges, value: Values, *arguments: Any) -> Values:
+    return exchanges.own("own_part", exchanges.reduced(value, arguments[-1]), *arguments)
+
+
+def _all_to_all(exchanges: Exchanges, value: Values, *arguments: Any) -> Values:
+    split_dim, gather_dim, _, axis = arguments
+    return exchanges.exchanged(value, split_dim, gather_dim, axis)
+
+
+MOVES: dict[object, Callable[..., Values]] = {
+    all_reduce: Exchanges.reduced,
+    moves.ENTER: lambda exchanges, value, axis: value,
+    moves.LEAVE: Exchanges.reduced,
+    moves.PART: _part,
+    moves.GATHER: _gather,
+    moves.SCATTER_SUM: _scatter_sum,
+    moves.ALL_TO_ALL: _all_to_all,
+    moves.FIRST: _own("on_first"),
+    moves.MAXIMUM: functools.partial(Exchanges.reduced, reduction="max"),
+    moves.OWN_PART: _own("own_part"),
+    moves.PLACED: _own("placed"),
+    moves.ON_FIRST: _own("on_first"),
+}
+"""The operators of `graphopt.ir.moves`: called with exchanges, the value on all ranks, and the other arguments."""

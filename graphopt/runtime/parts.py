@@ -1,0 +1,44 @@
+"""What a rank does by itself with its part of a value: the operators OWN_PART, PLACED and ON_FIRST of `ir.moves`.
+
+Dimension `dim` is cut into equal blocks; of each, rank r holds `chunk` rows from row r * chunk on, zeros where the
+block ends sooner.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+class Parts:
+    """Of one rank. rank: gives its place on a mesh axis."""
+
+    def __init__(self, rank: Callable[[str], int]) -> None:
+        self._rank = rank
+
+    def own_part(self, x: torch.Tensor, dim: int, blocks: int, chunk: int, ranks: int, axis: str) -> torch.Tensor:
+        """[.., blocks * extent, ..] -> [.., blocks * chunk, ..], in new memory."""
+        whole: torch.Tensor = x.unflatten(dim, (blocks, x.shape[dim] // blocks))
+        first, size = self._rows(whole.shape[dim + 1], chunk, axis)
+        own = whole.narrow(dim + 1, first, size)
+        if size == chunk:
+            return own.clone(memory_format=torch.contiguous_format).flatten(dim, dim + 1)
+        part = own.new_zeros(*own.shape[: dim + 1], chunk, *own.shape[dim + 2 :])
+        part.narrow(dim + 1, 0, size).copy_(own)
+        return part.flatten(dim, dim + 1)
+
+    def placed(self, x: torch.Tensor, dim: int, blocks: int, extent: int, ranks: int, axis: str) -> torch.Tensor:
+        """[.., blocks * chunk, ..] -> [.., blocks * extent, ..]: where it was taken from, zeros elsewhere."""
+        part: torch.Tensor = x.unflatten(dim, (blocks, x.shape[dim] // blocks))
+        first, size = self._rows(extent, part.shape[dim + 1], axis)
+        whole = part.new_zeros(*part.shape[: dim + 1], extent, *part.shape[dim + 2 :])
+        whole.narrow(dim + 1, first, size).copy_(part.narrow(dim + 1, 0, size))
+        return whole.flatten(dim, dim + 1)
+
+    def on_first(self, x: torch.Tensor, axis: str) -> torch.Tensor:
+        """On rank 0 the value, zeros on the others, in new memory."""
+        return x.clone(memory_format=torch.contiguous_format) if self._rank(axis) == 0 else x.new_zeros(x.shape)
+
+    def _rows(self, extent: int, chunk: int, axis: str) -> tuple[int, int]:
+        """First row of a block that this rank holds, and how many it holds."""
+        first = min(self._rank(axis) * chunk, extent)
+        return first, min(chunk, extent - first)
