@@ -11,8 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"plan", "plan_text", "sizes", "nearest", "errors", "artifacts", "versions", "_torch", "cuda_ext"},
+    {"plan", "plan_checks", "plan_sections", "plan_text", "sizes", "nearest", "errors", "artifacts", "versions"}
+    | {"_torch", "cuda_ext"},
     {"ir"},
+    {"dimensions"},
     {"runtime", "optim"},
     {"offload", "cost", "capture", "triton_kernels", "verify"},
     {"passes"},
