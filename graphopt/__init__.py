@@ -15,7 +15,7 @@ from graphopt.errors import (
     RankMismatchError,
     VerificationError,
 )
-from graphopt.plan import Offload, Plan, Precision, Remat, Zero
+from graphopt.plan import Offload, Plan, Precision, Remat, Tensor, Zero
 from graphopt.report import Report
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "RankMismatchError",
     "Remat",
     "Report",
+    "Tensor",
     "VerificationError",
     "Zero",
     "compile",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from graphopt._torch import compiled_call, install_compiled_call
 from graphopt.capture.arguments import flatten_call, tensor_names
@@ -28,6 +29,7 @@ from graphopt.engine import Engine, Specialization
 from graphopt.errors import GraphoptError, PassError, PlanError
 from graphopt.ir import Level, OutputKind, ParameterLayout, Program
 from graphopt.ir.collectives import collective_calls
+from graphopt.nearest import nearest
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.pipeline import Observer, PassRecord, Pipeline
@@ -37,48 +39,52 @@ from graphopt.runtime.agreement import Statement, agree
 from graphopt.runtime.collectives import Collectives
 from graphopt.runtime.copies import Copies
 from graphopt.runtime.mesh import device_mesh, world_size
-from graphopt.runtime.parameters import accept_whole_state, choose_layouts, distribute, move_parameters, slots
-from graphopt.runtime.resident import Resident
+from graphopt.runtime.parameters import accept_whole_state, choose_layouts, lay_out, move_parameters, replicate, slots
 from graphopt.runtime.state import Runtime
 
-Layouts = Mapping[str, ParameterLayout]
+_SPLIT_AXES = ("tp",)
+Layouts = dict[str, ParameterLayout]
 
 
 def compile(
-    model: nn.Module, plan: Plan | str | None = None, *, example_inputs: tuple[Any, ...] | dict[str, Any] | None = None
+    model: nn.Module,
+    plan: Plan | str | None = None,
+    *,
+    example_inputs: tuple[Any, ...] | dict[str, Any] | None = None,
+    registry: Mapping[str, type[Pass]] = REGISTRY,
 ) -> nn.Module:
     """Rewrite `model` in place to run as `plan` says, and return it.
 
     plan: a `Plan`, its text (``"dp=4,zero=3"``), or None for data parallelism over the world.
     example_inputs: positional (tuple) or keyword (dict) arguments of a call to compile for at once; without them the
         first call is captured.
+    registry: the passes that the plan's pipeline may name.
     Parameters become DTensors under their own names when there is more than one rank; every rank starts from the
-    values of the first. Raises PlanError, CaptureError, or RankMismatchError on every rank if ranks differ.
+    values of the first. Where the plan splits layers they stay whole until a call is compiled, for that decides along
+    which dimensions they are split. Raises PlanError, CaptureError, or RankMismatchError on every rank if ranks differ.
     """
     if compiled_call(model) is not None:
         raise GraphoptError(f"this {type(model).__name__} is compiled already; compile a fresh one for another plan")
     resolved = as_plan(plan).resolve(world_size())
-    planned_pipeline(resolved)
+    planned_pipeline(resolved, registry)
     device = _device(model)
     moves_state = resolved.offload is not None and resolved.offload.state
     if moves_state and device.type not in ("cpu", "meta"):
         raise PlanError(f"offload.state is for parameters on the CPU, these are on {device}; say offload.state=false")
     mesh = device_mesh(resolved, device)
-    layouts = choose_layouts(model, resolved)
     agree(_statement(model, resolved), None if mesh is None else dist.group.WORLD)
-    groups = {} if mesh is None else {axis: mesh.get_group(axis) for axis in resolved.mesh}
-    keeps_whole = resolved.zero.stage in (1, 2) and not moves_state
-    whole = {} if mesh is None else distribute(model, layouts, mesh, in_place=keeps_whole)
+    groups = {} if mesh is None else {axis: mesh.get_group(axis) for axis, size in resolved.mesh.items() if size > 1}
     if mesh is not None:
+        replicate(model, mesh)
         accept_whole_state(model)
-    copies = Copies(device, _folder(resolved))
-    if resolved.offload is not None and moves_state:
-        move_parameters(model, resolved.offload, copies)
     collectives = Collectives(groups, device, share_memory=resolved.transport == "auto")
-    runtime = Runtime(slots(model), layouts, collectives, Resident(whole), copies)
+    runtime = Runtime(slots(model), collectives, Copies(device, _folder(resolved)))
+    settle = functools.partial(_settle, model, resolved, runtime, mesh)
+    if not resolved.model_axes:
+        settle(choose_layouts(model, resolved))
     rank = 0 if mesh is None else mesh.get_local_rank(resolved.data_parallel_axis)
-    specialize = functools.partial(_specialize, model, resolved, runtime, rank, device)
-    engine = Engine(model, resolved, runtime, mesh, specialize)
+    specialize = functools.partial(_specialize, model, resolved, runtime, rank, device, registry)
+    engine = Engine(model, resolved, runtime, mesh, specialize, settle)
     install_compiled_call(model, engine)
     generate = getattr(model, "generate", None)
     if callable(generate):
@@ -86,6 +92,15 @@ def compile(
     if example_inputs is not None:
         engine.prepare(*as_call(example_inputs))
     return model
+
+
+def _settle(model: nn.Module, plan: Plan, runtime: Runtime, mesh: DeviceMesh | None, layouts: Layouts) -> None:
+    """Have the parameters lie over the ranks as `layouts` say, where the plan wants their bytes."""
+    moves_state = plan.offload is not None and plan.offload.state
+    in_place = plan.zero.stage in (1, 2) and not moves_state
+    runtime.settle(layouts, {} if mesh is None else lay_out(model, layouts, mesh, in_place=in_place))
+    if plan.offload is not None and moves_state:
+        move_parameters(model, plan.offload, runtime.copies)
 
 
 def _folder(plan: Plan) -> Path:
@@ -120,10 +135,11 @@ def pipeline_text(plan: Plan) -> str:
     """The textual pipeline that a resolved plan stands for."""
     if plan.passes is not None:
         return plan.passes
-    ranks = plan.mesh[plan.data_parallel_axis]
+    ranks = plan.data_parallel_ranks
     steps = ["canonicalize"]
     if plan.batch_norm == "global" and ranks > 1:
         steps.append("synchronize_batch_norm")
+    steps += [f"split{{axis={axis}}}" for axis in plan.model_axes]
     steps.append("differentiate")
     if plan.precision is not None:
         steps.append("precision")
@@ -145,7 +161,16 @@ def pipeline_text(plan: Plan) -> str:
 
 
 def planned_pipeline(plan: Plan, registry: Mapping[str, type[Pass]] = REGISTRY) -> Pipeline:
-    """The passes of a resolved plan. Raises PassError if they cannot run, or do not lead to the step it asks for."""
+    """The passes of a resolved plan.
+
+    Raises PassError if they cannot run, or do not lead to the step it asks for; PlanError for an axis that no pass
+    splits layers over.
+    """
+    for axis in plan.model_axes:
+        if axis not in _SPLIT_AXES:
+            raise PlanError(
+                f"mesh.{axis}={plan.mesh[axis]}: this version splits no layer over {axis}; {nearest(axis, _SPLIT_AXES)}"
+            )
     pipeline = Pipeline.parse(pipeline_text(plan), registry)
     if pipeline.check(Level.FORWARD) is not Level.STEP:
         raise PassError(f"the pipeline {str(pipeline)!r} leaves a program without gradients; add differentiate to it")
@@ -155,8 +180,11 @@ def planned_pipeline(plan: Plan, registry: Mapping[str, type[Pass]] = REGISTRY) 
             f"the pipeline {str(pipeline)!r} leaves parameters as they are stored, where the plan computes in "
             f"{plan.precision.compute}; add precision behind differentiate"
         )
-    if plan.mesh[plan.data_parallel_axis] > 1 and "zero" not in names:
+    if plan.data_parallel_ranks > 1 and "zero" not in names:
         raise PassError(f"the pipeline {str(pipeline)!r} leaves each rank its own gradients; add zero to it")
+    if plan.model_axes and "split" not in names:
+        axis = plan.model_axes[0]
+        raise PassError(f"the pipeline {str(pipeline)!r} splits nothing over {axis}; add split{{axis={axis}}} to it")
     return pipeline
 
 
@@ -185,7 +213,10 @@ def _zero_text(plan: Plan) -> str:
 
 @dataclass
 class Compilation:
-    """One call of a model, compiled: the program, its halves and the report; nothing of it needs a process group."""
+    """One call of a model, compiled: the program, its halves and the report; nothing of it needs a process group.
+
+    layouts: how the program takes parameters to lie over the ranks.
+    """
 
     captured: Capture
     halves: Halves
@@ -203,6 +234,7 @@ def lower(
     plan: Plan,
     *,
     layouts: Layouts | None = None,
+    undecided: bool = False,
     seeded: tuple[bool, ...] | None = None,
     shared_axes: frozenset[str] = frozenset(),
     observer: Observer | None = None,
@@ -210,7 +242,8 @@ def lower(
 ) -> Compilation:
     """Compile one call of `model` under a resolved plan; the model is not touched, no process group is needed.
 
-    layouts: how the parameters lie already; by default as the plan would lay them.
+    layouts: how the parameters lie already; by default that is decided here.
+    undecided: the passes may still put others into the given `layouts`, as they do by default.
     seeded: for each user output, whether a gradient arrives there; by default the scalar ones (a loss), or all.
     shared_axes: mesh axes whose ranks exchange through shared memory, which decides what buffers they need.
     observer: called after capture and after each pass with a record and the program.
@@ -218,29 +251,37 @@ def lower(
     """
     started = time.perf_counter()
     pipeline = planned_pipeline(plan, registry)
-    layouts = choose_layouts(model, plan) if layouts is None else layouts
+    if layouts is None:
+        layouts, undecided = choose_layouts(model, plan), True
+    elif not undecided:
+        layouts = dict(layouts)
+    before = dict(layouts)
     captured = _capture(model, args, kwargs, plan)
     program = captured.program
     if observer is not None:
         observer(PassRecord.of_capture(program, time.perf_counter() - started), program)
     if seeded is None:
         seeded = _likely_seeded(program)
-    context = _context(captured, plan, layouts, seeded, _device(model), shared_axes)
+    context = _context(captured, plan, layouts, seeded, _device(model), shared_axes, decided=not undecided)
     forward_graph = program.module
     records = pipeline.run(program, context, verify=plan.verify, observer=observer)
     seeded, missed = _reached(program, seeded)
     if missed:
+        layouts.update(before)
         return lower(
             model,
             args,
             kwargs,
             plan,
             layouts=layouts,
+            undecided=undecided,
             seeded=missed,
             shared_axes=shared_axes,
             observer=observer,
             registry=registry,
         )
+    if not undecided and layouts != before:
+        raise PassError(f"the pipeline {str(pipeline)!r} lays parameters out otherwise than they lie already")
     halves = split(program)
     parts = {"forward": halves.forward} | ({"backward": halves.backward} if halves.backward else {})
     emitted = emit_functions(
@@ -269,7 +310,7 @@ def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], pl
         spec,
         tensor_names(model.forward, args, kwargs),
         compute_dtype=plan.precision.compute_dtype if plan.precision is not None else None,
-        contiguous=plan.mesh[plan.data_parallel_axis] > 1,
+        contiguous=any(ranks > 1 for ranks in plan.mesh.values()),
         dynamic=plan.dynamic_dims_for if plan.dynamic else None,
     )
 
@@ -282,12 +323,15 @@ def _context(
     device: torch.device,
     shared_axes: frozenset[str],
     *,
+    decided: bool = True,
     reduce: bool = True,
 ) -> PassContext:
     return PassContext(
         fake_mode=captured.fake_mode,
         mesh=dict(plan.mesh),
         layouts=layouts,
+        layouts_decided=decided,
+        data_axis=plan.data_parallel_axis,
         gradient_outputs=seeded,
         reduce_dtype=plan.precision.reduce_dtype if plan.precision is not None else None,
         reduce_gradients=reduce,
@@ -322,14 +366,14 @@ def _unreduced(
     kwargs: dict[str, Any],
     plan: Plan,
     compilation: Compilation,
-    layouts: Layouts,
+    registry: Mapping[str, type[Pass]],
 ) -> EmittedFunction:
     """The backward half of a compilation without its reductions; it reads the same saved values."""
     captured = _capture(model, args, kwargs, plan)
     program = captured.program
-    shared_axes = compilation.shared_axes
+    shared_axes, layouts = compilation.shared_axes, dict(compilation.layouts)
     context = _context(captured, plan, layouts, compilation.seeded, _device(model), shared_axes, reduce=False)
-    Pipeline.parse(compilation.report.pipeline, REGISTRY).run(program, context, verify=plan.verify)
+    Pipeline.parse(compilation.report.pipeline, registry).run(program, context, verify=plan.verify)
     backward = split(program).backward
     assert backward is not None and compilation.halves.backward is not None
     assert backward.inputs == compilation.halves.backward.inputs
@@ -358,6 +402,7 @@ def _specialize(
     runtime: Runtime,
     rank: int,
     device: torch.device,
+    registry: Mapping[str, type[Pass]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     seeded: tuple[bool, ...] | None,
@@ -366,14 +411,23 @@ def _specialize(
     attributes = AttributeGuard(ModelState(model), model.forward)
     surroundings = Surroundings.now(device.type)
     shared_axes = runtime.collectives.shared_axes
-    compilation = lower(model, args, kwargs, plan, layouts=runtime.layouts, seeded=seeded, shared_axes=shared_axes)
+    compilation = lower(
+        model,
+        args,
+        kwargs,
+        plan,
+        layouts=runtime.layouts,
+        seeded=seeded,
+        shared_axes=shared_axes,
+        registry=registry,
+    )
     captured = compilation.captured
     attributes.forget_changed()
     shapes = ShapeGuard(captured)
 
     def unreduced() -> EmittedFunction:
         with surroundings.restored():
-            return _unreduced(model, args, kwargs, plan, compilation, runtime.layouts)
+            return _unreduced(model, args, kwargs, plan, compilation, registry)
 
     executable = Executable(
         halves=compilation.halves,
@@ -384,9 +438,11 @@ def _specialize(
         batch_names=captured.names,
         seeded=compilation.seeded,
         rank=rank,
-        ranks=plan.mesh[plan.data_parallel_axis],
+        ranks=plan.data_parallel_ranks,
         device=device,
     )
     halves = (compilation.halves.forward, compilation.halves.backward)
     calls = "\n".join(call for half in halves if half is not None for call in collective_calls(half))
-    return Specialization(executable, compilation.report, attributes, shapes, surroundings, captured.output, calls)
+    return Specialization(
+        executable, compilation.report, attributes, shapes, surroundings, captured.output, calls, compilation.layouts
+    )

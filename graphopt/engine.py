@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from graphopt.capture.guards import AttributeGuard, CallKey, ModelState, ShapeGu
 from graphopt.capture.surroundings import Surroundings
 from graphopt.emit.bridge import Executable, Gradients, Invocation, call_with_autograd
 from graphopt.errors import CaptureError, GraphoptError, RankMismatchError
-from graphopt.ir import OutputKind
+from graphopt.ir import OutputKind, ParameterLayout
 from graphopt.plan import Plan
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree
@@ -34,6 +34,7 @@ class Specialization:
     """A program made for calls of one key.
 
     collectives: what it exchanges with other ranks, a line for each call, in order.
+    layouts: how it takes parameters to lie over the ranks.
     variants: the same call specialized to gradients at other outputs, by which.
     """
 
@@ -44,6 +45,7 @@ class Specialization:
     surroundings: Surroundings
     template: Any
     collectives: str
+    layouts: Mapping[str, ParameterLayout]
     variants: dict[tuple[bool, ...], "Specialization"] = field(default_factory=dict)
 
 
@@ -53,11 +55,18 @@ Specialize = Callable[[tuple[Any, ...], dict[str, Any], tuple[bool, ...] | None]
 class Engine:
     """A compiled model's call.
 
-    specialize: compiles a call (args, kwargs, seeded outputs or None to predict them).
+    specialize: compiles a call (args, kwargs, seeded outputs or None to predict them). settle: has the parameters lie
+    as the first compilation took them to, if that is left to it.
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, runtime: Runtime, mesh: DeviceMesh | None, specialize: Specialize
+        self,
+        model: nn.Module,
+        plan: Plan,
+        runtime: Runtime,
+        mesh: DeviceMesh | None,
+        specialize: Specialize,
+        settle: Callable[[Mapping[str, ParameterLayout]], None],
     ) -> None:
         self.model = model
         self.plan = plan
@@ -66,6 +75,7 @@ class Engine:
         self.synchronizes = True
         self._group = None if mesh is None else dist.group.WORLD
         self._specialize = specialize
+        self._settle = settle
         self._state = ModelState(model)
         self._specializations: dict[CallKey, list[Specialization]] = {}
         self._agreed: set[str] = set()
@@ -132,6 +142,9 @@ class Engine:
         if made.collectives not in self._agreed:
             agree(Statement({"program": made.collectives}), self._group)
             self._agreed.add(made.collectives)
+        if self.runtime.layouts is None:
+            agree(Statement({"layouts": "\n".join(map(str, made.layouts.values()))}), self._group)
+            self._settle(made.layouts)
         self.report = made.report
         return made
 
@@ -160,13 +173,14 @@ class Engine:
         """Run a backward half; inside `no_sync` its gradients are kept back, to be reduced with those after it."""
         if self.synchronizes:
             self.runtime.resident.invalidate()
-        if self._group is None or (self.synchronizes and not self._unreduced):
+        if self.plan.data_parallel_ranks == 1 or (self.synchronizes and not self._unreduced):
             assert ran.backward is not None
             return _named(ran, ran.backward(values, self.runtime))
         gradients = _named(ran, ran.unreduced()(values, self.runtime))
         parameters = {role.name: role for role in gradients if role.kind is OutputKind.GRADIENT}
         self._unreduced.add({name: gradients.pop(role) for name, role in parameters.items()})
         if self.synchronizes:
+            assert self.runtime.layouts is not None
             reduced = reduce_gradients(self._unreduced.take(), self.runtime.layouts, self.runtime.collectives)
             roles = {role.name: role for role in ran.gradients if role.kind is OutputKind.GRADIENT}
             gradients.update({roles[name]: gradient for name, gradient in reduced.items()})

@@ -13,7 +13,7 @@ import yaml
 from graphopt.errors import PlanError
 from graphopt.nearest import nearest
 
-AXES = ("dp",)
+AXES = ("dp", "tp", "sp", "cp", "ep")
 MAIN = {"zero": "stage", "precision": "compute", "remat": "policy", "offload": "place"}
 _WORDS = {"true": True, "false": False, "none": None}
 _FILES = (".yaml", ".yml", ".json", ".toml")
@@ -87,6 +87,8 @@ def format_plan(values: dict[str, Any]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        value = [f"{pattern}:{kind}" for pattern, kind in value.items()]
     if isinstance(value, list):
         return f"[{'|'.join(map(str, value))}]"
     return str(value)

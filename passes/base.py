@@ -25,8 +25,10 @@ class Tier(enum.Enum):
 class PassContext:
     """What a pass may know besides the program. `statistics` is where it may leave counts for the report.
 
-    mesh: axis name -> number of ranks.
-    layouts: parameter name -> how it lies over the ranks.
+    mesh: axis name -> number of ranks. data_axis: the one that shards the batch.
+    layouts: parameter name -> how it lies over the ranks. Unless they are decided, a pass at the forward level may put
+        others in their place; one that does must come to the same when they are.
+    layouts_decided: whether parameters lie so already.
     gradient_outputs: for each user output, whether a gradient will arrive at it; all False for inference.
     reduce_gradients: False leaves gradients whole and unreduced, as accumulation over microbatches wants them.
     reduce_dtype: dtype in which gradients are summed over ranks; None for that of the stored parameter.
@@ -36,7 +38,9 @@ class PassContext:
 
     fake_mode: FakeTensorMode
     mesh: Mapping[str, int]
-    layouts: Mapping[str, ParameterLayout]
+    layouts: dict[str, ParameterLayout]
+    layouts_decided: bool = True
+    data_axis: str = "dp"
     gradient_outputs: tuple[bool, ...] = ()
     reduce_gradients: bool = True
     reduce_dtype: torch.dtype | None = None

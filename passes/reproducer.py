@@ -23,7 +23,7 @@ from graphopt._torch import new_fake_mode
 from graphopt.artifacts import artifact_directory, write_folder
 from graphopt.cost.hardware import Hardware
 from graphopt.errors import GraphoptError, PassError
-from graphopt.ir import ParameterLayout, Program
+from graphopt.ir import ParameterLayout, Program, Split
 from graphopt.ir.printer import format_program
 from graphopt.ir.serialize import from_dict, to_dict
 from graphopt.ir.serialize_values import named
@@ -33,7 +33,7 @@ from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
 from graphopt.versions import versions
 
-_FORMAT = 1
+_FORMAT = 2
 _DATA, _PROGRAM = "reproducer.json", "program.json"
 
 
@@ -96,7 +96,7 @@ def reproducible(
     remaining: the passes left to run, the one that runs now first; pipeline: their text; done: names of those before.
     An error that is not one of graphopt's is raised as PassError, with itself as the cause.
     """
-    snapshot = Snapshot(program)
+    snapshot, context = Snapshot(program), dataclasses.replace(context, layouts=dict(context.layouts))
 
     def leave(failure: GraphoptError) -> None:
         try:
@@ -149,6 +149,8 @@ def _written_context(context: PassContext) -> dict[str, Any]:
     return {
         "mesh": dict(context.mesh),
         "layouts": layouts,
+        "layouts_decided": context.layouts_decided,
+        "data_axis": context.data_axis,
         "gradient_outputs": list(context.gradient_outputs),
         "reduce_gradients": context.reduce_gradients,
         "reduce_dtype": _name(context.reduce_dtype) if context.reduce_dtype is not None else None,
@@ -158,19 +160,25 @@ def _written_context(context: PassContext) -> dict[str, Any]:
 
 
 def _read_context(written: dict[str, Any]) -> dict[str, Any]:
-    layouts = [
-        ParameterLayout(**{**layout, "shape": tuple(layout["shape"]), "dtype": named(layout["dtype"])})
-        for layout in written["layouts"]
-    ]
+    layouts = [_read_layout(layout) for layout in written["layouts"]]
     return {
         "mesh": written["mesh"],
         "layouts": {layout.name: layout for layout in layouts},
+        "layouts_decided": written["layouts_decided"],
+        "data_axis": written["data_axis"],
         "gradient_outputs": tuple(written["gradient_outputs"]),
         "reduce_gradients": written["reduce_gradients"],
         "reduce_dtype": named(written["reduce_dtype"]) if written["reduce_dtype"] is not None else None,
         "hardware": Hardware.from_dict(written["hardware"]),
         "shared_axes": frozenset(written["shared_axes"]),
     }
+
+
+def _read_layout(written: dict[str, Any]) -> ParameterLayout:
+    splits = tuple(Split(**split) for split in written["splits"])
+    return ParameterLayout(
+        **{**written, "shape": tuple(written["shape"]), "dtype": named(written["dtype"]), "splits": splits}
+    )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -25,10 +25,11 @@ class SynchronizeBatchNorm(Pass):
     name = "synchronize_batch_norm"
     level = Level.FORWARD
     produces = Level.FORWARD
+    requires = frozenset({"canonicalize"})  # before it, what the ranks compute may have no derivative to compare
     tier = Tier.WHOLE_BATCH
 
     def run(self, program: Program, context: PassContext) -> bool:
-        axis = next(iter(context.mesh))
+        axis = context.data_axis
         nodes = [
             node
             for node in program.graph.find_nodes(op="call_function", target=_BATCH_NORM)

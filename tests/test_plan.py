@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphopt import Plan, PlanError, Zero
+from graphopt import Plan, PlanError, Tensor, Zero
 
 _names = st.text("abcdefgh.*", min_size=1, max_size=8)
 plans = st.builds(
     Plan,
-    mesh=st.sampled_from([{}, {"dp": -1}, {"dp": 4}]),
+    mesh=st.sampled_from([{}, {"dp": -1}, {"dp": 4}, {"dp": 2, "tp": 2}, {"ep": 2, "tp": -1}]),
     zero=st.builds(
         Zero,
         stage=st.integers(0, 3),
@@ -19,6 +19,12 @@ plans = st.builds(
         prefetch=st.integers(0, 9),
         whole_below=st.integers(0, 1 << 30),
         keep_gathered=st.booleans() | st.lists(_names, min_size=1, max_size=3).map(tuple),
+    ),
+    tensor=st.builds(
+        Tensor,
+        sequence=st.booleans(),
+        patterns=st.dictionaries(_names, st.sampled_from(["column", "row", "whole", "vocabulary"]), max_size=3),
+        use_model_plan=st.booleans(),
     ),
     precision=st.sampled_from([None, "bf16", {"compute": "bf16", "reduce": "bf16"}]),
     dynamic=st.sampled_from([None, "batch", "sequence", "batch,sequence"]),
@@ -60,6 +66,12 @@ def test_files_hold_plans(plan: Plan, suffix: str, tmp_path_factory: pytest.Temp
         ("zero=3,zero.stage=1", ["zero.stage twice", "say zero once"]),
         ("dp=4,dp=2", ["dp twice", "say dp once"]),
         ("zero.bucket_bytes=8MB", ["'8MB'", "8MiB"]),
+        ("tensor.patterns=[*.up:colum]", ["tensor.patterns[*.up]", "'colum'", "'column'"]),
+        ("tensor.patterns=[*.up:row|*.up:column]", ["both row and column of '*.up'"]),
+        ("tensor.patterns=up", ["tensor.patterns='up'", "pattern:kind"]),
+        ("tensor.sequence=1", ["tensor.sequence=1", "true or false"]),
+        ("tensor=true", ["tensor=True", "tensor.sequence="]),
+        ("tensor.patern=[]", ["tensor.patern", "'tensor.patterns'"]),
         ("zero.bucket_bytes=0", ["zero.bucket_bytes=0", "nearest valid choice is 1"]),
     ],
 )
@@ -84,12 +96,20 @@ def test_no_precision_and_a_reduction_in_another_dtype_can_be_written() -> None:
 
 
 def test_an_unknown_axis_is_named() -> None:
-    with pytest.raises(PlanError, match=r"unknown axis 'pd'.*dp"):
-        Plan(mesh={"pd": 2})
+    with pytest.raises(PlanError, match=r"unknown axis 'dq'.*dp"):
+        Plan(mesh={"dq": 2})
 
 
 @pytest.mark.parametrize(
-    ("mesh", "world", "choice"), [({"dp": 3}, 4, "dp=4"), ({"dp": 8}, 2, "larger than the world of 2.*dp=2")]
+    ("mesh", "world", "choice"),
+    [
+        ({"dp": 3}, 4, "dp=4"),
+        ({"dp": 8}, 2, "larger than the world of 2.*dp=2"),
+        ({"tp": 2}, 4, "mesh={'tp': 2} has 2 ranks and does not cover the world of 4.*dp=2"),
+        ({"tp": 8}, 2, "tp=2"),
+        ({"dp": 2, "tp": 2}, 3, "a world of 4"),
+        ({"dp": -1, "tp": 2}, 3, "dp cannot be inferred"),
+    ],
 )
 def test_a_mesh_that_does_not_fit_the_world(mesh: dict[str, int], world: int, choice: str) -> None:
     with pytest.raises(PlanError, match=choice):
@@ -98,6 +118,21 @@ def test_a_mesh_that_does_not_fit_the_world(mesh: dict[str, int], world: int, ch
 
 def test_a_missing_size_comes_from_the_world() -> None:
     assert dict(Plan().resolve(6).mesh) == {"dp": 6} == dict(Plan(mesh={"dp": -1}).resolve(6).mesh)
+
+
+def test_the_data_parallel_axis_is_there_and_the_others_split_the_model() -> None:
+    plan = Plan.parse("ep=1,tp=2,dp=-1,cp=3").resolve(12)
+    assert dict(plan.mesh) == {"ep": 1, "tp": 2, "dp": 2, "cp": 3} and plan.data_parallel_ranks == 2
+    assert plan.model_axes == ("tp", "cp")
+    alone = Plan(mesh={"tp": -1}).resolve(4)
+    assert dict(alone.mesh) == {"dp": 1, "tp": 4} and alone.data_parallel_ranks == 1
+    assert Plan().resolve(4).model_axes == ()
+
+
+def test_how_layers_are_split_is_written_as_a_list_or_a_mapping() -> None:
+    plan = Plan(mesh={"dp": 2, "tp": 2}, zero=3, tensor={"patterns": {"*.up": "column", "*.down": "row"}})
+    assert str(plan) == "dp=2,tp=2,zero=3,tensor.patterns=[*.up:column|*.down:row]"
+    assert plan.tensor == Tensor(patterns=["*.up:column", "*.down:row"])
 
 
 def test_which_dimensions_stay_symbolic() -> None:

@@ -181,7 +181,7 @@ class _Bridge(torch.autograd.Function):
         for role, tensor in zip(executable.gradients, ctx.differentiable, strict=True):
             gradient = gradients.get(role)
             if gradient is not None and role.kind is OutputKind.GRADIENT:
-                gradient = gradient_for(tensor, gradient, executable.runtime.layouts[role.name])
+                gradient = gradient_for(tensor, gradient, executable.runtime.layout_of(role.name))
             wrapped.append(gradient)
         return (None, *wrapped)
 

@@ -112,7 +112,7 @@ def inspect_model(
     model.train(not evaluation)
     recorder = Recorder(choose_layouts(model, plan))
     with torch.set_grad_enabled(not evaluation):
-        compiled = lower(model, args, kwargs, plan, layouts=recorder.layouts, observer=recorder.observe)
+        compiled = lower(model, args, kwargs, plan, layouts=recorder.layouts, undecided=True, observer=recorder.observe)
     assert recorder.program is not None
     return Inspection(
         title=type(model).__name__,

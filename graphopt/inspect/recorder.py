@@ -1,7 +1,7 @@
 """What a compilation looks like after capture and after each pass, kept as it goes by."""
 
 import operator
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -56,9 +56,9 @@ class Stage:
 
 
 class Recorder:
-    """An observer of a compilation. layouts: parameter name -> how it lies over the ranks."""
+    """An observer of a compilation. layouts: parameter name -> how it lies over the ranks; read at each pass."""
 
-    def __init__(self, layouts: Mapping[str, ParameterLayout]) -> None:
+    def __init__(self, layouts: dict[str, ParameterLayout]) -> None:
         self.stages: list[Stage] = []
         self.program: Program | None = None
         self.layouts = layouts

@@ -2,7 +2,7 @@
 
 from graphopt.ir.effects import Effect, effect_of, is_view
 from graphopt.ir.facts import NodeFacts, Phase, annotate, explain, facts_of
-from graphopt.ir.layout import ParameterLayout
+from graphopt.ir.layout import ParameterLayout, Split
 from graphopt.ir.program import Level, Program
 from graphopt.ir.roles import Input, InputKind, Output, OutputKind
 
@@ -17,6 +17,7 @@ __all__ = [
     "ParameterLayout",
     "Phase",
     "Program",
+    "Split",
     "annotate",
     "effect_of",
     "explain",

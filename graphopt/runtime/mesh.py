@@ -1,10 +1,11 @@
 """The device mesh that a plan asks for, over the process group that is there."""
 
+import math
 import os
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from graphopt.plan import Plan
 
@@ -19,9 +20,14 @@ def world_size() -> int:
 def device_mesh(plan: Plan, device: torch.device) -> DeviceMesh | None:
     """The mesh of a resolved plan; None in a world of one, where nothing is distributed.
 
-    Starts the default process group from the launcher's environment, if nobody has.
+    Its axes are those that split the model, then the data-parallel one: in that order they cut a parameter. Starts the
+    default process group from the launcher's environment, if nobody has.
     """
     sizes = dict(plan.mesh)
     if all(size == 1 for size in sizes.values()):
         return None
-    return init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    data = plan.data_parallel_axis
+    axes = (*plan.model_axes, data)
+    ranks = torch.arange(math.prod(sizes.values())).view(tuple(sizes.values()))
+    ranks = ranks.movedim(list(sizes).index(data), -1).reshape([sizes[axis] for axis in axes])
+    return DeviceMesh(device.type, ranks, mesh_dim_names=axes)

@@ -8,16 +8,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from graphopt._torch import distributed_tensor, local_tensor
+from graphopt._torch import distributed_tensor, local_tensor, redistribute_in_place
 from graphopt.ir import ParameterLayout
 from graphopt.plan import Offload, Plan
 from graphopt.runtime.copies import Copies
 
 
 def choose_layouts(model: nn.Module, plan: Plan) -> dict[str, ParameterLayout]:
-    """How each parameter (by its first name) lies over the ranks of a resolved plan."""
+    """How each parameter (by its first name) lies over the data-parallel ranks of a resolved plan, not split."""
     axis = plan.data_parallel_axis
     layouts = {}
     for name, parameter in model.named_parameters():
@@ -52,69 +52,95 @@ def slots(model: nn.Module) -> dict[str, Slot]:
     return found
 
 
-def distribute(
-    model: nn.Module, layouts: Mapping[str, ParameterLayout], mesh: DeviceMesh, *, in_place: bool
-) -> dict[str, torch.Tensor]:
-    """Exchange the model's parameters for DTensors, ties kept; all ranks start from the values of the first.
+def replicate(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Exchange the model's parameters for DTensors that are whole on every rank, ties kept.
 
-    in_place: leave the whole parameter allocated and let the shard be a part of it (ZeRO 1 and 2).
-    Returns the storage of those whole parameters, [ranks * shard rows, ...], by name; empty unless `in_place`.
+    All ranks start from the values of the first, in the buffers too.
     """
-    whole: dict[str, torch.Tensor] = {}
     exchanged: dict[int, nn.Parameter] = {}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    known = {id(parameter) for parameter in model.parameters()}
     for slot in slots(model).values():
         parameter = slot.get()
-        if not isinstance(parameter, nn.Parameter) or id(parameter) not in names:
+        if not isinstance(parameter, nn.Parameter) or id(parameter) not in known:
             continue
         if id(parameter) not in exchanged:
-            layout = layouts[names[id(parameter)]]
-            storage, distributed = _distributed(parameter, layout, mesh[layout.axis], in_place)
-            if in_place and not layout.is_whole:
-                whole[layout.name] = storage
+            value = parameter.detach().contiguous()
+            _broadcast(value)
+            distributed = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
             exchanged[id(parameter)] = nn.Parameter(distributed, requires_grad=parameter.requires_grad)
         setattr(slot.owner, slot.attribute, exchanged[id(parameter)])
     for buffer in dict.fromkeys(model.buffers()):
-        if buffer.device.type != "meta":
-            dist.broadcast(buffer, group_src=0, group=_data_group(layouts, mesh))
-    return whole
+        _broadcast(buffer)
 
 
-def _data_group(layouts: Mapping[str, ParameterLayout], mesh: DeviceMesh) -> dist.ProcessGroup:
-    return mesh.get_group(next(iter(layouts.values())).axis if layouts else 0)
-
-
-def _distributed(
-    parameter: nn.Parameter, layout: ParameterLayout, mesh: DeviceMesh, in_place: bool
-) -> tuple[torch.Tensor, DTensor]:
-    """The whole storage and, over it or over a copy of this rank's rows, the DTensor."""
-    value = parameter.detach()
-    if not value.is_contiguous():
-        value = value.contiguous()
+def _broadcast(value: torch.Tensor) -> None:
     if value.device.type != "meta" and value.numel():
-        dist.broadcast(value, group_src=0, group=mesh.get_group())
+        dist.broadcast(value, src=0)
+
+
+@torch.no_grad()
+def lay_out(
+    model: nn.Module, layouts: Mapping[str, ParameterLayout], mesh: DeviceMesh, *, in_place: bool
+) -> dict[str, torch.Tensor]:
+    """Have replicated parameters lie over the ranks as their layouts say; the objects stay. Nothing is communicated.
+
+    in_place: keep what a rank's program sees of a parameter allocated, and let the shard be a part of it (ZeRO 1 and
+    2). Returns the storage of those, [ranks * shard rows, ...], by name; empty unless `in_place`.
+    """
+    allocated: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor)
+        layout = layouts[name]
+        storage, distributed = _laid_out(local_tensor(parameter), layout, mesh, in_place)
+        if in_place and not layout.is_whole:
+            allocated[name] = storage
+        redistribute_in_place(parameter, distributed)
+        if isinstance(parameter.grad, DTensor):
+            parameter.grad = parameter.grad.redistribute(placements=distributed.placements)
+    return allocated
+
+
+def _laid_out(
+    whole: torch.Tensor, layout: ParameterLayout, mesh: DeviceMesh, in_place: bool
+) -> tuple[torch.Tensor, DTensor]:
+    """The storage of what this rank's program sees and, over it or over a copy of this rank's rows, the DTensor."""
+    value = whole
+    if layout.splits:
+        place = {split.axis: mesh.get_local_rank(split.axis) for split in layout.splits}
+        value = layout.part(whole, place).clone(memory_format=torch.contiguous_format)
     if layout.is_whole:
-        return value, DTensor.from_local(value, mesh, [Replicate()], run_check=False)
+        return value, _distributed(value, whole, layout, mesh)
     storage = value.view(layout.rows, *layout.row_shape)
     if layout.is_padded:
         storage = torch.nn.functional.pad(
             storage, [0, 0] * len(layout.row_shape) + [0, layout.gathered_shape[0] - layout.rows]
         )
-    local = _rows_of(storage, layout, mesh.get_local_rank())
+    local = _rows_of(storage, layout, mesh.get_local_rank(layout.axis))
     if not in_place:
         local = padded_shard(local.clone(), layout).narrow(0, 0, local.shape[0])
-    placement = Shard(layout.dim or 0)
-    shape = (*layout.shape[: layout.dim], *local.shape)
-    distributed = DTensor.from_local(
-        local.view(shape), mesh, [placement], run_check=False, shape=torch.Size(layout.shape), stride=value.stride()
+    return storage, _distributed(local.view(*layout.shape[: layout.dim], *local.shape), whole, layout, mesh)
+
+
+def _distributed(local: torch.Tensor, whole: torch.Tensor, layout: ParameterLayout, mesh: DeviceMesh) -> DTensor:
+    """The DTensor of the whole parameter of which this rank holds `local`."""
+    placements: dict[str, Placement] = {split.axis: Shard(split.dim) for split in layout.splits}
+    if layout.dim is not None:
+        placements[layout.axis] = Shard(layout.dim)
+    assert mesh.mesh_dim_names is not None
+    return DTensor.from_local(
+        local,
+        mesh,
+        [placements.get(axis, Replicate()) for axis in mesh.mesh_dim_names],
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
     )
-    return storage, distributed
 
 
 def _rows_of(storage: torch.Tensor, layout: ParameterLayout, rank: int) -> torch.Tensor:
-    """This rank's rows of the whole parameter, over the same bytes but with a version counter of their own.
+    """This rank's rows of what its program sees, over the same bytes but with a version counter of their own.
 
-    Filling the rest of the parameter from other ranks must not look like a change of the shard.
+    Filling the rest of it from other ranks must not look like a change of the shard.
     """
     start, rows = layout.local_rows(rank)
     part = storage.narrow(0, start, rows)

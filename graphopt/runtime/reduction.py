@@ -34,7 +34,7 @@ class UnreducedGradients:
 def reduce_gradients(
     gradients: Mapping[str, torch.Tensor], layouts: Mapping[str, ParameterLayout], collectives: Collectives
 ) -> dict[str, torch.Tensor]:
-    """The mean of whole `gradients` over the ranks: padded shards of those that are sharded, in the stored dtype."""
+    """The mean over data-parallel ranks of their `gradients`: padded shards of sharded ones, in the stored dtype."""
     reduced: dict[str, torch.Tensor] = {}
     for names in _buckets(gradients, layouts):
         layout = layouts[names[0]]

@@ -9,6 +9,7 @@ from graphopt.ir import Input, InputKind, ParameterLayout
 from graphopt.runtime.collectives import Collectives
 from graphopt.runtime.copies import Copies
 from graphopt.runtime.parameters import Slot, padded_shard
+from graphopt.runtime.parts import Parts
 from graphopt.runtime.pending import Pending
 from graphopt.runtime.resident import Resident
 
@@ -19,16 +20,25 @@ class Runtime:
     def __init__(
         self,
         slots: Mapping[str, Slot],
-        layouts: Mapping[str, ParameterLayout],
         collectives: Collectives,
-        resident: Resident,
         copies: Copies,
     ) -> None:
         self.slots = slots
-        self.layouts = layouts
+        self.layouts: dict[str, ParameterLayout] | None = None
         self.collectives = collectives
-        self.resident = resident
+        self.parts = Parts(collectives.rank)
+        self.resident = Resident({})
         self.copies = copies
+
+    def settle(self, layouts: Mapping[str, ParameterLayout], allocated: Mapping[str, torch.Tensor]) -> None:
+        """Parameters lie so from now on. allocated: storage of gathered ones, as `Resident` takes it."""
+        self.layouts = dict(layouts)
+        self.resident = Resident(allocated)
+
+    def layout_of(self, name: str) -> ParameterLayout:
+        """How a parameter lies. No program runs before that is settled."""
+        assert self.layouts is not None
+        return self.layouts[name]
 
     def refresh(self, names: Sequence[str], shards: Sequence[torch.Tensor], axis: str) -> Pending:
         """Whole parameters from resident storage, gathered anew if their shards have changed."""
@@ -39,5 +49,5 @@ class Runtime:
         """The model's tensor that a program's input of kind PARAMETER, SHARD or BUFFER stands for."""
         value = self.slots[role.name].get()
         if role.kind is InputKind.SHARD:
-            return padded_shard(local_tensor(value), self.layouts[role.name])
+            return padded_shard(local_tensor(value), self.layout_of(role.name))
         return local_tensor(value)

@@ -194,7 +194,7 @@ def _broken(how: str, folder: Path) -> Path:
         ("cut off", ["program.json is damaged"]),
         ("no nodes", ["is damaged (KeyError: 'nodes')"]),
         ("no operator", ["no operator aten.tanhh.default"]),
-        ("format", ["format 0", "reads 1"]),
+        ("format", ["format 0", "reads 2"]),
         ("no module", ["'raises'", "No module named 'no_such_module'"]),
         ("no class", ["'raises'", "Raised", "choose from canonicalize"]),
         ("no pass", ["which is no pass now"]),
