@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.nn import functional as F
 
 functional = torch.ops._c10d_functional
 Size = int | torch.SymInt
@@ -157,15 +156,15 @@ def _gathered(x: torch.Tensor, dim: int, blocks: int, extent: Size, ranks: int, 
     if dim == 0 and blocks == 1:
         return _cut(gathered, 0, extent)
     by_rank = gathered.unflatten(0, (ranks, x.shape[0])).unflatten(dim + 1, (blocks, _block(x, dim, blocks)))
-    rows = by_rank.movedim(0, dim + 1).flatten(dim + 1, dim + 2)
-    return _cut(rows, dim + 1, extent).flatten(dim, dim + 1).contiguous()
+    rows = _merged(by_rank.movedim(0, dim + 1), dim + 1)
+    return _merged(_cut(rows, dim + 1, extent), dim)
 
 
 def _scattered(x: torch.Tensor, dim: int, blocks: int, chunk: Size, ranks: int, axis: str) -> torch.Tensor:
     """This rank's part of the sum; copied as often as `_gathered`."""
     rows = _padded(x.unflatten(dim, (blocks, _block(x, dim, blocks))), dim + 1, ranks * chunk)
-    by_rank = rows.unflatten(dim + 1, (ranks, chunk)).movedim(dim + 1, 0)
-    packed = by_rank.flatten(dim + 1, dim + 2).flatten(0, 1).contiguous()
+    by_rank = rows.unflatten(dim + 1, (ranks, chunk))
+    packed = _merged(_merged(by_rank.movedim(dim + 1, 0), dim + 1), 0)
     part: torch.Tensor = functional.wait_tensor(functional.reduce_scatter_tensor(packed, "sum", ranks, axis))
     return part
 
@@ -174,8 +173,7 @@ def _exchanged(x: torch.Tensor, split_dim: int, gather_dim: int, ranks: int, axi
     by_rank = x.unflatten(split_dim, (ranks, _block(x, split_dim, ranks))).movedim(split_dim, 0).contiguous()
     each = [1] * ranks
     received = functional.wait_tensor(functional.all_to_all_single(by_rank, each, each, axis))
-    exchanged: torch.Tensor = received.movedim(0, gather_dim).flatten(gather_dim, gather_dim + 1).contiguous()
-    return exchanged
+    return _merged(received.movedim(0, gather_dim), gather_dim)
 
 
 def _maximum(x: torch.Tensor, axis: str) -> torch.Tensor:
@@ -187,13 +185,24 @@ def _block(x: torch.Tensor, dim: int, blocks: int) -> Size:
 
 
 def _cut(x: torch.Tensor, dim: int, size: Size) -> torch.Tensor:
-    return x if _is_known_to_be(x.shape[dim], size) else x.narrow(dim, 0, size)  # type: ignore[arg-type]
+    return x if _is_known_to_be(x.shape[dim], size) else torch.ops.aten.slice.Tensor(x, dim, 0, size)
 
 
 def _padded(x: torch.Tensor, dim: int, size: Size) -> torch.Tensor:
     if _is_known_to_be(x.shape[dim], size):
         return x
-    return F.pad(x, [0, 0] * (x.dim() - 1 - dim) + [0, size - x.shape[dim]])  # type: ignore[list-item]
+    return torch.cat([x, x.new_zeros(_resized(x, {dim: size - x.shape[dim]}))], dim)
+
+
+def _merged(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Dimensions `dim` and `dim + 1` as one, contiguous: copied unless it is known, of all sizes, not to be needed."""
+    shape = [*x.shape[:dim], x.shape[dim] * x.shape[dim + 1], *x.shape[dim + 2 :]]
+    below: Size = 1
+    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        if not (_is_known_to_be(size, 1) or _is_known_to_be(stride, below)):
+            return x.clone(memory_format=torch.contiguous_format).view(shape)
+        below = below * size
+    return x.view(shape)
 
 
 def _is_known_to_be(one: Size, other: Size) -> bool:
@@ -208,15 +217,15 @@ def _like(x: torch.Tensor, axis: str) -> torch.Tensor:
 def _of_part(
     x: torch.Tensor, dim: int, blocks: int, chunk: Size, ranks: int, axis: str, varying: bool = False
 ) -> torch.Tensor:
-    return _resized(x, {dim: blocks * chunk})
+    return x.new_empty(_resized(x, {dim: blocks * chunk}))
 
 
 def _of_exchange(x: torch.Tensor, split_dim: int, gather_dim: int, ranks: int, axis: str) -> torch.Tensor:
-    return _resized(x, {split_dim: x.shape[split_dim] // ranks, gather_dim: x.shape[gather_dim] * ranks})
+    return x.new_empty(_resized(x, {split_dim: x.shape[split_dim] // ranks, gather_dim: x.shape[gather_dim] * ranks}))
 
 
-def _resized(x: torch.Tensor, sizes: dict[int, Size]) -> torch.Tensor:
-    return x.new_empty([sizes.get(dim, size) for dim, size in enumerate(x.shape)])
+def _resized(x: torch.Tensor, sizes: dict[int, Size]) -> list[Size]:
+    return [sizes.get(dim, size) for dim, size in enumerate(x.shape)]
 
 
 for _name, _autograd, _fake in (
