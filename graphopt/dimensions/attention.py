@@ -33,7 +33,8 @@ def attention(call: Call) -> Signature | None:
     results = [named(shape, "s", "e") for shape in call.results]
     labels.whole.update({"t", "d"} & labels.sizes.keys())
     localized = labels.sizes if call["dropout_p"] else {"s"} if call["is_causal"] else ()
-    return labels.signature(operands, results, localized=localized, linear=[call.operand("value")])
+    linear = [] if call["dropout_p"] else [call.operand("value")]
+    return labels.signature(operands, results, localized=localized, linear=linear)
 
 
 class _Heads:

@@ -15,6 +15,8 @@ FIRST = (frozenset({0}),)
 
 def reshape(call: Call) -> Signature | None:
     """Both shapes are products of the same factors, as far as these are known."""
+    if call.target is aten.view.dtype:
+        return None
     before, (after,) = call.operands[0], call.results
     labels, first, result = refined(before, after)
     operands = [first]
@@ -258,7 +260,7 @@ RULES: Mapping[object, Rule] = {
     **dict.fromkeys(_RESHAPES, reshape),
     **dict.fromkeys(_PERMUTATIONS, permute),
     **dict.fromkeys((aten.expand, aten.expand_as, aten.broadcast_to), expand),
-    **dict.fromkeys((aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.tensor_split), split),
+    **dict.fromkeys((aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split), split),
     **dict.fromkeys((aten.cat, aten.concat, aten.concatenate), cat),
     **dict.fromkeys((aten.pad, aten.constant_pad_nd, aten.reflection_pad1d, aten.replication_pad1d), pad),
     **dict.fromkeys((aten.flip, aten.roll, aten.cumsum, aten.cumprod, aten.logcumsumexp), whole_along),

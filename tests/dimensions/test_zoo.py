@@ -1,0 +1,14 @@
+"""Every call of the zoo's forward programs has a signature, and keeps to it."""
+
+import pytest
+
+from tests.support.forward import forward_program
+from tests.support.parts import check_program
+from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO
+
+ENTRIES = {**ZOO, "convnet": CONVNET, "dropout": WITH_DROPOUT["gpt2"]}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_parts_joined_are_the_whole(name: str) -> None:
+    assert check_program(forward_program(ENTRIES[name])) > 10
