@@ -4,6 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from graphopt import Plan
+from graphopt.driver import planned_pipeline
+from graphopt.errors import PassError
+from graphopt.inspect.differential import check
 from graphopt.ir import OutputKind
 from tests.support.programs import lowered
 
@@ -20,3 +24,24 @@ def test_statistics_keep_the_dtype_they_are_stored_in(stored: torch.dtype, preci
     _, program = lowered(plan, 2, _model(stored), input=torch.randn(6, 3, 8, 8, dtype=stored))
     values = {role.name: node.meta["val"] for role, node in program.results_of(OutputKind.BUFFER) if node is not None}
     assert values["1.running_mean"].dtype == values["1.running_var"].dtype == stored
+
+
+class _Copies(nn.Module):
+    """A copy into a value, which autograd cannot go through before it is canonical."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.norm = nn.Parameter(torch.randn(4)), nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.zeros_like(x)
+        y.copy_(self.weight)
+        return (self.norm(x) * y * x).square().mean()
+
+
+def test_it_runs_on_canonical_programs_alone() -> None:
+    batch = {"x": torch.randn(4, 4)}
+    with pytest.raises(PassError, match="synchronize_batch_norm needs canonicalize before it"):
+        planned_pipeline(Plan(mesh={"dp": 2}, passes="synchronize_batch_norm,canonicalize,differentiate,zero"))
+    plan = Plan.parse("batch_norm=global").resolve(2)
+    assert check(_Copies(), (), batch, plan).guilty is None
