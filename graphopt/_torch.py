@@ -12,6 +12,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import TracingContext, tracing
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.tensor import DTensor
 from torch.fx import Graph, GraphModule
 from torch.fx._lazy_graph_module import _LazyGraphModule
@@ -42,6 +43,7 @@ __all__ = [
     "custom_function",
     "declare_symbol",
     "declared_arguments",
+    "default_store",
     "distributed_tensor",
     "fresh_inductor_cache",
     "inductor_compile",
@@ -181,6 +183,11 @@ def distributed_tensor(local: torch.Tensor, like: DTensor) -> DTensor:
 def redistribute_in_place(tensor: DTensor, value: DTensor) -> None:
     """Have `tensor` lie over the ranks as `value` of the same global shape does, over its bytes; the object stays."""
     tensor._local_tensor, tensor._spec = value._local_tensor, value._spec
+
+
+def default_store() -> Store:
+    """The store in which the ranks of the default process group met."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def version_of(tensor: torch.Tensor) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sympy  # type: ignore[import-untyped]
 import torch
+import torch.distributed as dist
 from torch import fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
@@ -232,6 +233,16 @@ def test_a_backend_of_halves_gets_forward_and_backward() -> None:
         return sum(node.meta["val"].numel() for node in forward.graph.find_nodes(op="output")[0].all_input_nodes)
 
     assert saved(0) < saved(1)
+
+
+def test_the_default_store_is_that_of_the_process_group() -> None:
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        _torch.default_store().set("key", "value")
+        assert _torch.default_store().get("key") == b"value" and store.num_keys() > 0
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_fresh_cache_of_inductor_is_gone_afterwards() -> None:

@@ -69,7 +69,9 @@ class Executable:
     def run_forward(self, batch: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[Any]]:
         """User outputs and saved values. Buffers that forward updates are written."""
         values = self.inputs(batch, self.halves.forward.inputs)
-        with rank_generator(self.rank, self.ranks if self.is_random else 1, self.device):
+        self.runtime.calls += 1
+        generator = rank_generator(self.rank, self.ranks if self.is_random else 1, self.device)
+        with self.runtime.watching(), generator:
             results = self.forward(values, self.runtime)
         updates = results[: len(self.updated)]
         for name, value in zip(self.updated, updates, strict=True):
@@ -135,7 +137,8 @@ class Invocation:
         for index, value in zip(self.watched_at, watched, strict=False):
             values[index] = value
         values.extend(tangent for tangent in tangents if tangent is not None)
-        return self.run_backward(self.executable, values)
+        with self.executable.runtime.watching():
+            return self.run_backward(self.executable, values)
 
     def _replay(self, given: tuple[bool, ...], tangents: Sequence[torch.Tensor | None]) -> Gradients:
         """Run forward once more, from the same buffers and random numbers, for the gradients that did arrive."""

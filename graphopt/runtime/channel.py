@@ -17,6 +17,7 @@ from enum import IntEnum
 import torch
 
 from graphopt.errors import RankLostError, RankMismatchError
+from graphopt.runtime.alarm import LOOK_SECONDS, Look, unwatched
 
 _MESSAGE = struct.Struct("<BQQ")
 _PATIENCE_SECONDS = 30 * 60
@@ -47,10 +48,12 @@ class Segment:
 class Channel:
     """This rank's side of a group in which every rank posts to all others, in the same order on all of them."""
 
-    def __init__(self, rank: int, neighbours: Mapping[int, socket.socket]) -> None:
+    def __init__(self, rank: int, neighbours: Mapping[int, socket.socket], look: Look = unwatched) -> None:
+        """look: called now and then in a long wait; what it raises ends that."""
         self.rank = rank
         self.ranks = len(neighbours) + 1
         self._sockets = dict(neighbours)
+        self._look = look
         self._posted = 0
         self._own: list[Segment] = []
         self._theirs: dict[tuple[int, int], Segment] = {}
@@ -82,8 +85,7 @@ class Channel:
         """
         for neighbour in self._sockets:
             while (neighbour, exchange) not in self._readable:
-                if not self._has_message(neighbour, _PATIENCE_SECONDS):
-                    raise RankLostError(f"rank {neighbour} sent nothing for {_PATIENCE_SECONDS} s")
+                self._await_message(neighbour)
                 self._receive(neighbour)
         posted = [self._readable[rank, exchange] for rank in range(self.ranks)]
         expected = posted[self.rank][1]
@@ -137,6 +139,14 @@ class Channel:
         poll = select.poll()
         poll.register(self._sockets[neighbour], select.POLLIN)
         return bool(poll.poll(seconds * 1000))
+
+    def _await_message(self, neighbour: int) -> None:
+        """Raises RankLostError if there is none for a long time."""
+        for _ in range(int(_PATIENCE_SECONDS / LOOK_SECONDS)):
+            if self._has_message(neighbour, LOOK_SECONDS):
+                return
+            self._look()
+        raise RankLostError(f"rank {neighbour} sent nothing for {_PATIENCE_SECONDS} s")
 
     def _receive(self, neighbour: int) -> None:
         """Take one message, which is there."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from graphopt.runtime.alarm import Alarm
 from graphopt.runtime.packing import concatenated, split_into
 from graphopt.runtime.pending import Finish, Pending
 from graphopt.runtime.shared_memory import SharedMemoryTransport, connect
@@ -26,9 +27,11 @@ class Collectives:
         device: where the tensors are. share_memory: whether ranks on one machine may exchange through its memory.
         """
         self._groups = dict(groups)
+        self.alarm = Alarm.of_world() if groups else Alarm(None, 0, 1)
+        look = self.alarm.look
         may_share = share_memory and device.type == "cpu"
         self._transports: dict[str, Transport] = {
-            axis: (connect(group) if may_share else None) or GroupTransport(group, device)
+            axis: (connect(group, look) if may_share else None) or GroupTransport(group, device, look)
             for axis, group in groups.items()
         }
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from graphopt.runtime.agreement import exchanged
+from graphopt.runtime.alarm import Look, unwatched
 from graphopt.runtime.channel import Channel
 from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, reduced_over_ranks
 from graphopt.runtime.pending import Finish
@@ -95,8 +96,11 @@ class _Exchange:
                 self._channel.done(self._number)
 
 
-def connect(group: dist.ProcessGroup) -> SharedMemoryTransport | None:
-    """A transport for a group whose ranks all run on this machine, or None; all ranks call this together."""
+def connect(group: dist.ProcessGroup, look: Look = unwatched) -> SharedMemoryTransport | None:
+    """A transport for a group whose ranks all run on this machine, or None; all ranks call this together.
+
+    look: called now and then in a long wait; what it raises ends that.
+    """
     listener = _listen()
     with listener or contextlib.nullcontext():
         address = listener.getsockname() if listener else b""
@@ -118,7 +122,7 @@ def connect(group: dist.ProcessGroup) -> SharedMemoryTransport | None:
         for neighbour in neighbours.values():
             neighbour.close()
         return None
-    return SharedMemoryTransport(Channel(rank, neighbours))
+    return SharedMemoryTransport(Channel(rank, neighbours, look))
 
 
 def _machine() -> tuple[str, int]:

@@ -1,6 +1,7 @@
 """What an emitted program reads beside its inputs."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -29,6 +30,11 @@ class Runtime:
         self.parts = Parts(collectives.rank)
         self.resident = Resident({})
         self.copies = copies
+        self.calls = 0
+
+    def watching(self) -> AbstractContextManager[None]:
+        """For running a program: an OffloadError of one rank is raised on all of them, and says in which call."""
+        return self.collectives.alarm.watching(f"call {self.calls} of the model")
 
     def settle(self, layouts: Mapping[str, ParameterLayout], allocated: Mapping[str, torch.Tensor]) -> None:
         """Parameters lie so from now on. allocated: storage of gathered ones, as `Resident` takes it."""

@@ -1,5 +1,7 @@
 """How the bytes of a collective travel: over a process group, whichever its backend."""
 
+import contextlib
+import datetime
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -7,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from graphopt._torch import all_gather_single, reduce_scatter_single
+from graphopt.runtime.alarm import LOOK_SECONDS, Look, unwatched
 from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, reduced_over_ranks, split_into
 from graphopt.runtime.pending import Finish
 
@@ -41,9 +44,12 @@ class GroupTransport:
     all-to-all and a local sum, which also fixes the order of the sum.
     """
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+    def __init__(self, group: dist.ProcessGroup, device: torch.device, look: Look = unwatched) -> None:
+        """look: called now and then in a long wait on the CPU; what it raises ends that."""
         self.ranks = dist.get_world_size(group)
         self._group = group
+        self._look = look
+        self._holds_up = device.type == "cpu"
         self._has_reduce_scatter = device.type != "cpu"
 
     def all_gather(self, shards: Sequence[torch.Tensor], into: Sequence[torch.Tensor | None]) -> Finish:
@@ -54,7 +60,7 @@ class GroupTransport:
         work = all_gather_single(gathered, flat, group=self._group, async_op=True)
 
         def finish(kept: torch.Tensor = flat) -> list[torch.Tensor]:
-            work.wait()
+            self._wait(work)
             if len(shapes) == 1:
                 return [gathered.view(self.ranks * shapes[0][0], *shapes[0][1:])]
             return gathered_from_ranks(gathered.view(self.ranks, -1).unbind(), shapes, into)
@@ -72,7 +78,7 @@ class GroupTransport:
             work = dist.all_to_all_single(total, packed, group=self._group, async_op=True)
 
         def finish(kept: torch.Tensor = packed) -> list[torch.Tensor]:
-            work.wait()
+            self._wait(work)
             if self._has_reduce_scatter:
                 return split_into(total, shapes)
             return reduced_over_ranks(total.unbind(), shapes, reduction)
@@ -84,7 +90,20 @@ class GroupTransport:
         work = dist.all_to_all_single(received, tensor, group=self._group, async_op=True)
 
         def finish(kept: torch.Tensor = tensor) -> list[torch.Tensor]:
-            work.wait()
+            self._wait(work)
             return [received]
 
         return finish
+
+    def _wait(self, work: dist.Work) -> None:
+        """Wait; a GPU waits by itself, and this process goes on."""
+        while self._holds_up and not _is_done_soon(work):
+            self._look()
+        work.wait()
+
+
+def _is_done_soon(work: dist.Work) -> bool:
+    """Whether it ends within a while, well or not."""
+    with contextlib.suppress(RuntimeError):  # it did not end; or failed, as its next wait says
+        work.wait(datetime.timedelta(seconds=LOOK_SECONDS))
+    return work.is_completed()

@@ -1,0 +1,87 @@
+"""Why a rank has stopped, told to those that wait for it."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+
+from graphopt._torch import default_store
+from graphopt.errors import OffloadError
+
+Look = Callable[[], None]
+
+LOOK_SECONDS = 1.0
+_STAY_SECONDS = 10.0
+
+
+class Alarm:
+    """The ranks of a model wait for each other in every step: one whose copies fail says so before it stops.
+
+    Nothing is sent while all goes well. Who has waited for a while, or whose wait has failed, looks into the store in
+    which the ranks met. Once the alarm was given the ranks are out of step, so none of them runs the model again.
+    """
+
+    def __init__(self, store: Store | None, rank: int, ranks: int) -> None:
+        """All ranks make theirs in the same order. store: None in a world of one."""
+        self._store = store
+        self._rank = rank
+        self._ranks = ranks
+        self._key = "" if store is None else f"graphopt/alarm/{store.add(f'graphopt/alarms/{rank}', 1)}"
+        self._said: str | None = None
+
+    @classmethod
+    def of_world(cls) -> "Alarm":
+        """That of all ranks of the default process group, which is there."""
+        return cls(default_store(), dist.get_rank(), dist.get_world_size())
+
+    def look(self) -> None:
+        """Raises OffloadError, which quotes the rank that has given the alarm, if one has."""
+        with contextlib.suppress(dist.DistError):  # the store has ended with its rank, whose output says why
+            self._hear()
+        self._raise_again()
+
+    @contextlib.contextmanager
+    def watching(self, moment: str) -> Iterator[None]:
+        """An OffloadError that comes inside gives the alarm. moment: what is done there, for messages.
+
+        Raises that error with the moment, or one that quotes another rank's: also where the wait for that rank has
+        failed, and at once if the alarm was given before.
+        """
+        self._raise_again()
+        try:
+            yield
+        except OffloadError as error:
+            if self._said is not None:  # another rank's, that a wait came upon
+                raise
+            said = f"{moment}: {error}"
+            with contextlib.suppress(dist.DistError):  # the others have ended already
+                self._give(f"rank {self._rank}: {said}")
+            raise OffloadError(said) from error
+        except Exception:
+            self.look()
+            raise
+
+    def _raise_again(self) -> None:
+        if self._said is not None:
+            raise OffloadError(self._said)
+
+    def _hear(self) -> None:
+        if self._store is not None and self._said is None and self._store.check([self._key]):
+            self._said = self._store.get(self._key).decode()
+            self._store.add(f"{self._key}/heard", 1)
+
+    def _give(self, said: str) -> None:
+        """Returns when all have heard, or after a while: the store may end with this process."""
+        if self._store is None:
+            return
+        self._said = self._store.compare_set(self._key, "", said).decode()
+        self._store.add(f"{self._key}/heard", 1)
+        end = time.monotonic() + _STAY_SECONDS
+        while self._store.add(f"{self._key}/heard", 0) < self._ranks and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS / 10)
+
+
+def unwatched() -> None:
+    """Looks for no alarm."""
