@@ -14,12 +14,14 @@ from graphopt.passes.overlap import Overlap
 from graphopt.passes.precision import Precision
 from graphopt.passes.rematerialize import Rematerialize
 from graphopt.passes.schedule import Schedule
+from graphopt.passes.split import SplitAlong
 from graphopt.passes.synchronize_batch_norm import SynchronizeBatchNorm
 from graphopt.passes.zero import Zero
 
 _PASSES = (
     Canonicalize,
     SynchronizeBatchNorm,
+    SplitAlong,
     Differentiate,
     Precision,
     Checkpoint,

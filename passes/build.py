@@ -41,6 +41,10 @@ class Builder:
         node.meta["val"] = self._value(target, args, kwargs)
         return annotate(node, like=like, phase=phase, origin=like.name, made_by=self.made_by, reasons=())
 
+    def revalue(self, node: fx.Node) -> None:
+        """Compute the fake value of a call anew, whose arguments are others now."""
+        node.meta["val"] = self._value(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+
     def fake(self, shape: Sequence[int], dtype: torch.dtype, like: fx.Node) -> torch.Tensor:
         """A fake tensor on the device of `like`."""
         with self.context.fake_mode:

@@ -43,17 +43,17 @@ class Move(enum.Enum):
     """A step from one form to another, with what its two directions communicate.
 
     Bytes are those of the whole value, of which a ring moves (N-1)/N for everything but an all-reduce, which takes
-    twice that, and an exchange, which moves 1/N of that.
+    twice that, and an all-to-all, which moves 1/N of that.
     """
 
     ENTER = ("enter", "", "all-reduce")  # REPLICATED -> VARYING
     LEAVE = ("leave", "all-reduce", "")  # PARTIAL -> REPLICATED
-    TAKE = ("take", "", "all-gather")  # REPLICATED -> Part
-    TAKE_VARYING = ("take varying", "", "")  # VARYING -> Part
+    PART = ("part", "", "all-gather")  # REPLICATED -> Part
+    PART_VARYING = ("part varying", "", "")  # VARYING -> Part
     GATHER = ("gather", "all-gather", "")  # Part -> REPLICATED
     GATHER_VARYING = ("gather varying", "all-gather", "reduce-scatter")  # Part -> VARYING
     SCATTER_SUM = ("scatter sum", "reduce-scatter", "all-gather")  # PARTIAL -> Part
-    EXCHANGE = ("exchange", "all-to-all", "all-to-all")  # Part -> Part of another dimension
+    ALL_TO_ALL = ("all to all", "all-to-all", "all-to-all")  # Part -> Part of another dimension
     FIRST = ("first", "", "")  # REPLICATED -> PARTIAL
 
     def __init__(self, title: str, forward: str, backward: str) -> None:
@@ -70,12 +70,12 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
     if source == wanted:
         return []
     if source is VARYING:
-        return [(Move.TAKE_VARYING, wanted)] if isinstance(wanted, Part) else None
+        return [(Move.PART_VARYING, wanted)] if isinstance(wanted, Part) else None
     if isinstance(source, Part):
         return _from_part(source, wanted, sizes, ranks)
     if source is PARTIAL:
         return _from_partial(wanted)
-    first = {VARYING: Move.ENTER, PARTIAL: Move.FIRST}.get(wanted, Move.TAKE)  # type: ignore[arg-type]
+    first = {VARYING: Move.ENTER, PARTIAL: Move.FIRST}.get(wanted, Move.PART)  # type: ignore[arg-type]
     return [(first, wanted)]
 
 
@@ -89,13 +89,13 @@ def _from_partial(wanted: Form) -> list[Step]:
 def _from_part(source: Part, wanted: Form, sizes: tuple[int, ...], ranks: int) -> list[Step]:
     if wanted is VARYING:
         return [(Move.GATHER_VARYING, VARYING)]
-    if isinstance(wanted, Part) and source.dim != wanted.dim:
-        if _is_even(source, sizes, ranks) and _is_even(wanted, sizes, ranks):
-            return [(Move.EXCHANGE, wanted)]
+    is_even = all(_is_even(form, sizes, ranks) for form in (source, wanted) if isinstance(form, Part))
+    if isinstance(wanted, Part) and source.dim != wanted.dim and is_even:
+        return [(Move.ALL_TO_ALL, wanted)]
     whole: Step = (Move.GATHER, REPLICATED)
     if wanted is REPLICATED:
         return [whole]
-    return [whole, (Move.TAKE if isinstance(wanted, Part) else Move.FIRST, wanted)]
+    return [whole, (Move.PART if isinstance(wanted, Part) else Move.FIRST, wanted)]
 
 
 def _is_even(part: Part, sizes: tuple[int, ...], ranks: int) -> bool:

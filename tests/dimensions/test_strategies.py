@@ -68,7 +68,7 @@ def test_moves_compose() -> None:
     assert _steps(PARTIAL, VARYING) == [Move.LEAVE, Move.ENTER]
     assert _steps(PARTIAL, part) == [Move.SCATTER_SUM]
     assert _steps(part, VARYING) == [Move.GATHER_VARYING]
-    assert _steps(part, other) == [Move.EXCHANGE]
-    assert _steps(part, uneven) == [Move.GATHER, Move.TAKE]
+    assert _steps(part, other) == [Move.ALL_TO_ALL]
+    assert _steps(part, uneven) == [Move.GATHER, Move.PART]
     assert _steps(VARYING, REPLICATED) is None and _steps(VARYING, PARTIAL) is None
     assert _steps(part, part) == []

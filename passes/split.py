@@ -1,0 +1,107 @@
+"""split: run each call on parts of its operands, one for each rank of a mesh axis (Shoeybi et al. 2019, and beyond).
+
+Which calls run on parts, and along which of their dimensions, is an exact choice: that of least communication and work
+(`graphopt.cost.splitting`) among all that the signatures of the operators allow (`graphopt.dimensions`).
+"""
+
+from dataclasses import dataclass
+
+from graphopt.cost.splitting import Choice, best_choice
+from graphopt.dimensions.forms import REPLICATED, Form, Part
+from graphopt.dimensions.space import space_of, unsigned
+from graphopt.errors import PassError
+from graphopt.ir import InputKind, Level, Program, Split
+from graphopt.nearest import nearest
+from graphopt.passes.base import Pass, PassContext, Tier
+from graphopt.passes.rewrite import remove_dead
+from graphopt.passes.split_rewrite import rewrite
+from graphopt.passes.split_rules import WeightRules
+from graphopt.passes.split_styles import Style, keep_styled
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """axis: of the mesh. sequence: also along the sequence, between products (Korthikanti et al. 2022).
+
+    column, row, whole: patterns of modules, joined by ``|``, whose products are to be split in that style.
+    strict: raise PassError for what cannot be as they say.
+    """
+
+    axis: str = "tp"
+    sequence: bool = False
+    column: str = ""
+    row: str = ""
+    whole: str = ""
+    strict: bool = True
+
+    @property
+    def patterns(self) -> dict[str, Style]:
+        """The style of each pattern. Raises PassError for one that is given two."""
+        found: dict[str, Style] = {}
+        for style in Style:
+            for pattern in filter(None, getattr(self, style.value).split("|")):
+                if pattern in found:
+                    raise PassError(f"split: {pattern!r} is to be {found[pattern].value} and {style.value}; say one")
+                found[pattern] = style
+        return found
+
+
+class SplitAlong(Pass):
+    """Split products along dimensions of their weights, and what is between them as it comes cheapest."""
+
+    name = "split"
+    Options = SplitOptions
+    level = Level.FORWARD
+    produces = Level.FORWARD
+    requires = frozenset({"canonicalize"})
+    tier = Tier.REASSOCIATES
+
+    def run(self, program: Program, context: PassContext) -> bool:
+        axis = self.options.axis
+        if axis not in context.mesh:
+            raise PassError(f"split: the mesh has no axis {axis!r}; {nearest(axis, context.mesh)}")
+        ranks = context.mesh[axis]
+        if ranks == 1:
+            return False
+        rules = WeightRules(program, ranks, self.options.sequence)
+        space = space_of(program, ranks, rules.may_cut, _lying(program, context, axis))
+        styled = keep_styled(space, rules.weighted, self.options.patterns, strict=self.options.strict)
+        choice = best_choice(program, space, context.hardware, axis, rules.is_wanted)
+        products = [strategy for node, strategy in choice.strategies.items() if node in rules.weighted]
+        count = sum(strategy.cut is not None for strategy in products)
+        if not count:
+            raise PassError(
+                f"split: nothing of the model can be split over the {ranks} ranks of {axis}: no dimension of its "
+                f"{len(products)} products with weights has {ranks} parts; choose {axis}=1"
+            )
+        _set_layouts(program, context, axis, choice)
+        moved = rewrite(program, context, space, choice, axis, self.name)
+        remove_dead(program)
+        context.statistics.update(products=len(products), split=count, styled=styled, **moved)
+        if unknown := unsigned(space):
+            context.statistics.update(replicated=", ".join(unknown))
+        return True
+
+
+def _lying(program: Program, context: PassContext, axis: str) -> dict[str, Form]:
+    """How the parameters lie over the axis, if that is decided."""
+    if not context.layouts_decided:
+        return {}
+    found: dict[str, Form] = {}
+    for role, node in program.nodes_of(InputKind.PARAMETER):
+        split = next((split for split in context.layouts[role.name].splits if split.axis == axis), None)
+        size = node.meta["val"].shape[split.dim] if split is not None else 0
+        found[role.name] = REPLICATED if split is None else Part(split.dim, 1, size // split.ranks)
+    return found
+
+
+def _set_layouts(program: Program, context: PassContext, axis: str, choice: Choice) -> None:
+    """Have each parameter lie as chosen."""
+    if context.layouts_decided:
+        return
+    for role, node in program.nodes_of(InputKind.PARAMETER):
+        form = choice.inputs[node]
+        if isinstance(form, Part):
+            layout = context.layouts[role.name]
+            split = Split(axis, context.mesh[axis], form.dim)
+            context.layouts[role.name] = layout.split_over(*layout.splits, split)

@@ -1,0 +1,210 @@
+"""Calls that do not come out right on parts of their operands by themselves, and what computes them by parts."""
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphopt._torch import OpOverload, argument
+from graphopt.dimensions.forms import Part
+from graphopt.dimensions.signature import Signature, operands_of
+from graphopt.dimensions.strategies import Cut, Strategy
+from graphopt.ir import Phase
+from graphopt.ir.moves import FIRST, LEAVE, MAXIMUM, OWN_PART
+from graphopt.passes.build import Builder
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Local:
+    """One call as it was, its operands as the rank has them, and where new calls go."""
+
+    builder: Builder
+    node: fx.Node
+    signature: Signature
+    strategy: Strategy
+    operands: list[fx.Node]
+    axis: str
+    ranks: int
+
+    @property
+    def cut(self) -> Cut:
+        assert self.strategy.cut is not None
+        return self.strategy.cut
+
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        return self.builder.call(target, *args, like=self.node, phase=Phase.FORWARD, **kwargs)
+
+    def given(self, name: str) -> Any:
+        """An argument of the call as it was."""
+        return argument(_operator(self.node), name, self.node.args, self.node.kwargs)
+
+    def whole_shape(self, operand: int) -> list[int]:
+        """The shape of an operand as it was."""
+        sizes = self.signature.sizes
+        return [math.prod(sizes[label] for label in labels) for labels in self.signature.operands[operand]]
+
+    def first_row(self) -> fx.Node:
+        """The number of the first row of the rank's part of what is cut, as a tensor of one element."""
+        device = self.operands[0].meta["val"].device
+        starts = self.call(aten.arange.start_step, 0, self.ranks * self.cut.chunk, self.cut.chunk, device=device)
+        return self.call(OWN_PART, starts, 0, 1, 1, self.ranks, self.axis)
+
+    def in_part(self, indices: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """Indices counted from the rank's first row, 0 where they lie in another part; and whether they lie in this."""
+        counted = self.call(aten.sub.Tensor, indices, self.first_row())
+        is_behind = self.call(aten.ge.Scalar, counted, 0)
+        is_before = self.call(aten.lt.Scalar, counted, self.cut.chunk)
+        inside = self.call(aten.logical_and.default, is_behind, is_before)
+        return self.call(aten.mul.Tensor, counted, inside), inside
+
+
+Results = list[fx.Node | None]
+
+
+def can_be_localized(node: fx.Node, signature: Signature, cut: Cut) -> bool:
+    """Whether a call can be computed by parts along a label along which its operator cannot run."""
+    rule = _RULES.get(node.target)  # type: ignore[arg-type]
+    return rule is not None and rule.holds(node, signature, cut)
+
+
+def localize(local: Local) -> Results:
+    """The results of a call, computed from the parts that the rank has; in the forms that the strategy says."""
+    return _RULES[local.node.target].compute(local)  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """holds: whether it can be used. compute: puts in calls that give the results."""
+
+    compute: Callable[[Local], Results]
+    holds: Callable[[fx.Node, Signature, Cut], bool] = lambda node, signature, cut: True
+
+
+def _embedding(local: Local) -> Results:
+    """A lookup in the rank's rows of a table: zeros for what is in others', so that the sum over ranks is the whole."""
+    weight, indices = local.operands
+    row, inside = local.in_part(indices)
+    found = local.call(aten.embedding.default, weight, row)
+    outside = local.call(aten.logical_not.default, local.call(aten.unsqueeze.default, inside, -1))
+    return [local.call(aten.masked_fill.Scalar, found, outside, 0)]
+
+
+def _mean(local: Local) -> Results:
+    """The sum of the rank's part, over the number of elements in all parts."""
+    (value,) = local.operands
+    dims = local.given("dim") or list(range(value.meta["val"].dim()))
+    total = local.call(aten.sum.dim_IntList, value, dims, bool(local.given("keepdim")), dtype=local.given("dtype"))
+    shape = local.whole_shape(0)
+    return [local.call(aten.div.Tensor, total, math.prod(shape[dim] for dim in dims))]
+
+
+def _dropout(local: Local) -> Results:
+    """What is drawn is drawn for the whole, as on one device, and each rank takes its part."""
+    (value,) = local.operands
+    (part,) = (form for form in local.strategy.operands if isinstance(form, Part))
+    tensor = value.meta["val"]
+    ones = local.call(aten.ones.default, local.whole_shape(0), dtype=tensor.dtype, device=tensor.device)
+    drawn = local.call(aten.native_dropout.default, ones, local.given("p"), local.given("train"))
+    where = (part.dim, part.blocks, part.chunk, local.ranks, local.axis)
+    items = (local.call(operator.getitem, drawn, index) for index in (0, 1))
+    scale, mask = (local.call(OWN_PART, item, *where) for item in items)
+    return [local.call(aten.mul.Tensor, value, scale), mask]
+
+
+def _cross_entropy(local: Local) -> Results:
+    """Of logits of which each rank has some classes: three numbers a token are summed, and no logit moves.
+
+    The log of the sum of exponentials, less the logit of the target (Shoeybi et al. 2019, section 3); with smoothing,
+    less that share of the mean of all logits (Szegedy et al. 2016).
+    """
+    logits, target = local.operands
+    call, dim = local.call, _class_dim(logits)
+    classes = local.signature.sizes[local.cut.label]
+    smoothing = local.given("label_smoothing") or 0.0
+    if (dtype := logits.meta["val"].dtype).itemsize < 4:
+        logits = call(aten._to_copy.default, logits, dtype=torch.float32)
+    real = logits if local.cut.chunk * local.ranks == classes else _without_filling(local, logits, dim, classes)
+    highest = call(MAXIMUM, call(aten.amax.default, call(aten.detach.default, real), [dim], True), local.axis)
+    shifted = call(aten.sub.Tensor, real, highest)
+    row, inside = local.in_part(target)
+    picked = call(aten.gather.default, shifted, dim, call(aten.unsqueeze.default, row, dim))
+    picked = call(aten.mul.Tensor, call(aten.squeeze.dim, picked, dim), inside)
+    sums = [call(aten.sum.dim_IntList, call(aten.exp.default, shifted), [dim]), picked]
+    if smoothing:
+        less = call(aten.sub.Tensor, logits, highest)
+        sums.append(call(aten.sum.dim_IntList, less, [dim]))
+    totals = call(LEAVE, call(aten.stack.default, sums), local.axis)
+    exponentials, logit, *rest = (call(aten.select.int, totals, 0, index) for index in range(len(sums)))
+    logarithm = call(aten.log.default, exponentials)
+    loss = call(aten.sub.Tensor, logarithm, logit)
+    if smoothing:
+        spread = call(aten.sub.Tensor, logarithm, call(aten.div.Tensor, rest[0], classes))
+        loss = call(
+            aten.add.Tensor, call(aten.mul.Tensor, loss, 1 - smoothing), call(aten.mul.Tensor, spread, smoothing)
+        )
+    reduced = _reduced_loss(local, loss, target)
+    if reduced.meta["val"].dtype != dtype:
+        reduced = call(aten._to_copy.default, reduced, dtype=dtype)
+    return [call(FIRST, reduced, local.axis)]
+
+
+def _without_filling(local: Local, logits: fx.Node, dim: int, classes: int) -> fx.Node:
+    """No class where a part is filled up."""
+    device = logits.meta["val"].device
+    shape = [1] * logits.meta["val"].dim()
+    shape[dim] = -1
+    ones = local.call(aten.ones.default, [classes], dtype=torch.bool, device=device)
+    is_class = local.call(OWN_PART, ones, 0, 1, local.cut.chunk, local.ranks, local.axis)
+    filling = local.call(aten.logical_not.default, local.call(aten.view.default, is_class, shape))
+    return local.call(aten.masked_fill.Scalar, logits, filling, -math.inf)
+
+
+def _reduced_loss(local: Local, loss: fx.Node, target: fx.Node) -> fx.Node:
+    """The losses of tokens that count, as they are, summed or their mean."""
+    call = local.call
+    reduction = local.given("reduction")
+    ignored = call(aten.eq.Scalar, target, local.given("ignore_index"))
+    loss = call(aten.masked_fill.Scalar, loss, ignored, 0)
+    if reduction == _NONE:
+        return loss
+    total = call(aten.sum.default, loss)
+    if reduction == _SUM:
+        return total
+    counted = call(aten.sum.default, call(aten.logical_not.default, ignored))
+    return call(aten.div.Tensor, total, counted)
+
+
+def _operator(node: fx.Node) -> OpOverload:
+    assert isinstance(node.target, OpOverload)
+    return node.target
+
+
+def _class_dim(logits: fx.Node) -> int:
+    return 1 if logits.meta["val"].dim() > 1 else 0
+
+
+def _is_plain_cross_entropy(node: fx.Node, signature: Signature, cut: Cut) -> bool:
+    """Over classes, without weights of theirs, of targets that are numbers of classes."""
+    operands = operands_of(node)
+    if len(operands) != 2 or operands[1].meta["val"].is_floating_point():
+        return False
+    is_smoothed = bool(argument(_operator(node), "label_smoothing", node.args, node.kwargs))
+    if is_smoothed and signature.sizes[cut.label] % cut.chunk:  # what fills up the last part would count in the mean
+        return False
+    return cut.blocks == 1 and cut.label in signature.operands[0][_class_dim(operands[0])]
+
+
+_NONE, _SUM = 0, 2  # of at::Reduction
+_RULES: dict[object, _Rule] = {
+    aten.embedding.default: _Rule(_embedding, lambda node, signature, cut: cut.blocks == 1),
+    aten.mean.dim: _Rule(_mean),
+    aten.mean.default: _Rule(_mean),
+    aten.native_dropout.default: _Rule(_dropout),
+    aten.cross_entropy_loss.default: _Rule(_cross_entropy, _is_plain_cross_entropy),
+}

@@ -1,0 +1,207 @@
+"""Rewriting a forward program for one rank: each call on its part, with moves in between."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphopt.cost.splitting import Choice, Prices, requiring_grad, result_of
+from graphopt.dimensions.forms import REPLICATED, Form, Move, Part, moves
+from graphopt.dimensions.local import localized_arguments
+from graphopt.dimensions.signature import operands_of
+from graphopt.dimensions.space import Space, Value, is_item, value_of
+from graphopt.ir import Phase, Program, explain
+from graphopt.ir.moves import ALL_TO_ALL, ENTER, FIRST, GATHER, LEAVE, PART, SCATTER_SUM
+from graphopt.passes.base import PassContext
+from graphopt.passes.build import Builder
+from graphopt.passes.split_locally import Local, localize
+
+
+def rewrite(
+    program: Program, context: PassContext, space: Space, choice: Choice, axis: str, made_by: str
+) -> Counter[str]:
+    """Run every call as chosen. Returns how many moves of each kind that took."""
+    builder = Builder(program, context, made_by)
+    values = _Values(builder, space, choice, axis)
+    replaced: list[fx.Node] = []
+    for node in program.compute_nodes():
+        if is_item(node):
+            values.take_item(node)
+            continue
+        strategy = choice.strategies[node]
+        forms = zip(operands_of(node), strategy.operands, strict=True)
+        operands = [values.get(value_of(operand), form, node) for operand, form in forms]
+        results = None
+        if strategy.cut is None:
+            _give(node, operands)
+        elif strategy.cut.label in space.signatures[node].localized:
+            with builder.before(node):
+                results = localize(Local(builder, node, space.signatures[node], strategy, operands, axis, space.ranks))
+            replaced.append(node)
+        else:
+            shapes = [values.local_shape((node, index), form) for index, form in enumerate(strategy.results)]
+            _run_on_part(builder, node, operands, shapes)
+            explain(node, made_by, f"a rank of {axis} runs its part along {strategy.cut.label}")
+        values.made(node, results, strategy.results)
+    returned = [node and values.get(value_of(node), REPLICATED, program.output_node) for node in program.results]
+    program.set_results(returned, program.outputs)
+    _erase(replaced)
+    return values.moved
+
+
+def _run_on_part(builder: Builder, node: fx.Node, operands: list[fx.Node], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Have a call take what the rank has of its operands, and give results of these shapes."""
+    node.args, node.kwargs = localized_arguments(node, [operand.meta["val"].shape for operand in operands], shapes)
+    _give(node, operands)
+    builder.revalue(node)
+
+
+def _erase(nodes: list[fx.Node]) -> None:
+    """Remove calls that nothing reads any more, but for their own items."""
+    for node in reversed(nodes):
+        for item in list(node.users):
+            node.graph.erase_node(item)
+        node.graph.erase_node(node)
+
+
+def _give(node: fx.Node, operands: list[fx.Node]) -> None:
+    """Put `operands` in the place of the tensors that a call is given."""
+    left = iter(operands)
+
+    def given(argument: fx.Node) -> fx.Node:
+        return next(left) if isinstance(argument.meta.get("val"), torch.Tensor) else argument
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), given)
+    node.args, node.kwargs = args, kwargs
+
+
+class _Values:
+    """What there is of each value of the program as it was: the node that holds it, by form."""
+
+    def __init__(self, builder: Builder, space: Space, choice: Choice, axis: str) -> None:
+        self._builder = builder
+        self._space = space
+        self._axis = axis
+        self._have: dict[Value, dict[Form, fx.Node]] = defaultdict(dict)
+        self._forms: dict[Value, Form] = {}
+        self._sources: dict[Value, dict[Form, Form]] = {}
+        self._shapes = _shapes(builder.program)
+        self.moved: Counter[str] = Counter()
+        prices = Prices(builder.context.hardware, builder.context.hardware.link_of(axis), space.ranks)
+        self._tracked = requiring_grad(builder.program)
+        for value, forms in _wanted(builder.program, space, choice).items():
+            _, steps = prices.having(result_of(value), choice.form_of(value), forms, value in self._tracked)
+            self._sources[value] = {form: source for source, form in steps}
+        for node, form in choice.inputs.items():
+            if isinstance(form, Part):
+                value = node.meta["val"]
+                node.meta["val"] = builder.fake(self.local_shape((node, 0), form), value.dtype, node)
+            self._have[node, 0][form] = node
+
+    def get(self, value: Value, form: Form, reader: fx.Node) -> fx.Node:
+        """The node that holds a value in a form, made before `reader` if there is none."""
+        have = self._have[value]
+        if form not in have:
+            source = self._sources[value][form]
+            node = self.get(value, source, reader)
+            steps = moves(source, form, self._shapes[value], self._space.ranks)
+            assert steps is not None
+            for move, reached in steps:
+                if reached not in have:
+                    with self._builder.before(reader):
+                        have[reached] = self._move(move, value, source, reached, node, reader)
+                node, source = have[reached], reached
+        return have[form]
+
+    def made(self, node: fx.Node, results: Sequence[fx.Node | None] | None, forms: Sequence[Form]) -> None:
+        """State in which forms a call gives its results, which `results` hold; None if it still does itself."""
+        if results is None and isinstance(node.meta["val"], torch.Tensor):
+            results = [node]
+        for index, form in enumerate(forms):
+            if results is None:
+                self._forms[node, index] = form
+            elif (result := results[index]) is not None:
+                self._have[node, index][form] = result
+
+    def take_item(self, item: fx.Node) -> None:
+        """An item of a call with several results: it is one of the values, if the call is still there."""
+        value = value_of(item)
+        if value in self._forms:
+            item.meta["val"] = value[0].meta["val"][value[1]]
+            self._have[value].setdefault(self._forms[value], item)
+
+    def local_shape(self, value: Value, form: Form) -> tuple[int, ...]:
+        """The shape of what a rank holds."""
+        shape = list(self._shapes[value])
+        if isinstance(form, Part):
+            shape[form.dim] = form.blocks * form.chunk
+        return tuple(shape)
+
+    def _move(self, move: Move, value: Value, source: Form, reached: Form, node: fx.Node, reader: fx.Node) -> fx.Node:
+        """One move of a value, for `reader`."""
+        if move is Move.ENTER and value not in self._tracked:
+            return node  # forward, the two are one
+        target, arguments = _call(move, source, reached, self._shapes[value], self._space.ranks)
+        self.moved[move.title] += 1
+        made = self._builder.call(
+            target, node, *arguments, self._axis, *_varying(move), like=reader, phase=Phase.FORWARD
+        )
+        explain(
+            made, self._builder.made_by, f"{_said(source)} to {_said(reached)} over {self._axis}, for {reader.name}"
+        )
+        return made
+
+
+def _call(
+    move: Move, source: Form, reached: Form, shape: tuple[int, ...], ranks: int
+) -> tuple[Callable[..., Any], list[int]]:
+    """The operator of a move, and its arguments between the value and the axis."""
+    if move in (Move.ENTER, Move.LEAVE, Move.FIRST):
+        return {Move.ENTER: ENTER, Move.LEAVE: LEAVE, Move.FIRST: FIRST}[move], []
+    if move is Move.ALL_TO_ALL:
+        assert isinstance(source, Part) and isinstance(reached, Part)
+        return ALL_TO_ALL, [reached.dim, source.dim, ranks]
+    if move in (Move.GATHER, Move.GATHER_VARYING):
+        assert isinstance(source, Part)
+        return GATHER, [source.dim, source.blocks, shape[source.dim] // source.blocks, ranks]
+    assert isinstance(reached, Part)
+    target = SCATTER_SUM if move is Move.SCATTER_SUM else PART
+    return target, [reached.dim, reached.blocks, reached.chunk, ranks]
+
+
+def _varying(move: Move) -> list[bool]:
+    if move in (Move.GATHER, Move.PART):
+        return [False]
+    return [True] if move in (Move.GATHER_VARYING, Move.PART_VARYING) else []
+
+
+def _said(form: Form) -> str:
+    """A form in words."""
+    if not isinstance(form, Part):
+        return form.value
+    return f"parts of dimension {form.dim}" + (f" in {form.blocks} blocks" if form.blocks > 1 else "")
+
+
+def _wanted(program: Program, space: Space, choice: Choice) -> dict[Value, list[Form]]:
+    """The forms in which each value is read, but for that in which it is made."""
+    found: defaultdict[Value, dict[Form, None]] = defaultdict(dict)
+    for value, uses in space.uses.items():
+        for node, index in uses:
+            found[value][choice.strategies[node].operands[index]] = None
+    for node in program.results:
+        if node is not None:
+            found[value_of(node)][REPLICATED] = None
+    return {value: [form for form in forms if form != choice.form_of(value)] for value, forms in found.items()}
+
+
+def _shapes(program: Program) -> dict[Value, tuple[int, ...]]:
+    """Of every value, as it is whole."""
+    found: dict[Value, tuple[int, ...]] = {}
+    for node in [*program.placeholders, *program.compute_nodes()]:
+        value = node.meta["val"]
+        for index, tensor in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+            if isinstance(tensor, torch.Tensor) and not is_item(node):
+                found[node, index] = tuple(tensor.shape)
+    return found
