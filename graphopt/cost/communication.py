@@ -13,7 +13,8 @@ from graphopt.ir.collectives import collectives_of
 class Communication:
     """Calls and bytes of one step (forward and backward) by (collective, axis).
 
-    Bytes are the least that each rank sends: (N-1)/N of what is whole, twice that for an all-reduce.
+    Bytes are the least that each rank sends: (N-1)/N of what is whole, or of what it has to exchange all to all; twice
+    that for an all-reduce.
     """
 
     calls: Mapping[tuple[str, str], int]

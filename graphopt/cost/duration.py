@@ -21,7 +21,10 @@ def compute_seconds(work: Work, hardware: Hardware) -> float:
 
 
 def collective_seconds(collective: Collective, ranks: int, link: Link) -> float:
-    """A ring of N ranks: in each of N-1 rounds every rank sends 1/N of the whole; an all-reduce has twice as many."""
+    """A ring of N ranks: in each of N-1 rounds every rank sends 1/N of the whole; an all-reduce has twice as many.
+
+    All to all, every rank sends in each round what it has for another one: as much.
+    """
     rounds = (ranks - 1) * (2 if collective.kind == "all-reduce" else 1)
     return rounds * link.latency + collective.sent_bytes(ranks) / link.bandwidth
 

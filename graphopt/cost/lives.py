@@ -202,7 +202,7 @@ def _categories(program: Program, owner: Mapping[fx.Node, fx.Node]) -> dict[fx.N
                 if source.op == "call_function" and facts_of(source).phase is Phase.FORWARD:
                     category.setdefault(owner[source], "activations")
         collective = collective_of(node)
-        if collective is not None:
+        if collective is not None and isinstance(node.meta["val"], (list, tuple)):  # else a value of the model, moved
             kind = "gathered" if collective.kind == "all-gather" else "communication"
             category.update(dict.fromkeys((owner[item] for item in node.users), kind))
         elif node.target is COPY_OUT:

@@ -65,7 +65,8 @@ class Sizes(Generic[Size]):
     def whole(self, collective: Collective) -> Size:
         """Bytes on the side of a collective where tensors are whole; those to be reduced in equal parts are padded."""
         part = self.share(collective) if collective.kind == "all-reduce" else self.sources(collective)
-        return part if collective.kind == "reduce-scatter" else self.times_ranks(part, collective.axis)
+        is_part = collective.kind in ("all-gather", "all-reduce")
+        return self.times_ranks(part, collective.axis) if is_part else part
 
 
 class ExampleSizes(Sizes[int]):

@@ -126,8 +126,8 @@ class Transfers(Generic[Size]):
                 in_use.append((surely_free, size))
 
     def _lands_in_place(self, collective: Collective) -> bool:
-        """Through a group, one tensor is gathered straight into its result."""
-        alone = collective.kind == "all-gather" and len(sources_of(collective.node)) == 1
+        """Through a group, one tensor is gathered, or exchanged, straight into its result."""
+        alone = collective.kind in ("all-gather", "all-to-all") and len(sources_of(collective.node)) == 1
         return alone and collective.axis not in self._shared_axes
 
     def is_copied(self, collective: Collective) -> bool:

@@ -8,7 +8,7 @@ from torch import fx
 
 from graphopt.inspect.inspection import Inspection
 from graphopt.ir import InputKind, OutputKind, Phase, facts_of
-from graphopt.ir.collectives import Collective, collectives_of, sources_of, waits_of
+from graphopt.ir.collectives import Collective, collectives_of, sources_of, uncast, waits_of
 from graphopt.sizes import readable_size, readable_time
 
 Row = tuple[str, str, str, str]
@@ -91,8 +91,7 @@ def _whereabouts(inspection: Inspection) -> dict[str, str]:
     gradient = {node: role.name for role, node in program.results_of(OutputKind.GRADIENT) if node is not None}
     for collective in collectives_of(program):
         if collective.kind == "all-gather":
-            for source in sources_of(collective.node):
-                name = _parameter(source, parameter)
+            for name in filter(None, (_parameter(source, parameter) for source in sources_of(collective.node))):
                 found[f"{name} gathered in {collective.phase.value}"] = f"in {_reader(collective)}"
         elif collective.phase is Phase.BACKWARD:
             for name in _gradients(collective.node, gradient):
@@ -100,11 +99,9 @@ def _whereabouts(inspection: Inspection) -> dict[str, str]:
     return found
 
 
-def _parameter(source: fx.Node, names: Mapping[fx.Node, str]) -> str:
-    """The parameter that a gather moves, behind a cast if there is one."""
-    while source not in names:
-        source = source.all_input_nodes[0]
-    return names[source]
+def _parameter(source: fx.Node, names: Mapping[fx.Node, str]) -> str | None:
+    """The parameter that a gather moves, behind a cast if there is one; None if it moves another value."""
+    return names.get(uncast(source))
 
 
 def _reader(collective: Collective) -> str:

@@ -37,7 +37,7 @@ def _of_input(kind: InputKind, layout: ParameterLayout | None) -> str:
 def _of_call(node: fx.Node, found: Mapping[fx.Node, str]) -> str:
     """A collective decides; anything else is what its arguments are, and replicated only if all of them are."""
     collective = collective_of(node)
-    if collective is not None:
+    if collective is not None and collective.kind != "all-to-all":
         return f"shard 0 of {collective.axis}" if collective.kind == "reduce-scatter" else REPLICATED
     given = {found[source] for source in node.all_input_nodes}
     if OWN_BATCH in given:

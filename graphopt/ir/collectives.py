@@ -65,6 +65,13 @@ def sources_of(node: fx.Node) -> list[fx.Node]:
     return [n for n in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(n, fx.Node)]
 
 
+def uncast(value: fx.Node) -> fx.Node:
+    """What a value is a cast of; itself if it is none."""
+    while value.target is torch.ops.aten._to_copy.default and isinstance(value.args[0], fx.Node):
+        value = value.args[0]
+    return value
+
+
 def waits_of(node: fx.Node) -> list[fx.Node]:
     """The nodes that wait for what a collective launched, in execution order."""
     items = node.users if isinstance(node.meta["val"], (list, tuple)) else [node]

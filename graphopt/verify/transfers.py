@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import fx
 
-from graphopt.ir.collectives import WAIT, Collective, collectives_of, launch_of, sources_of, waits_of
+from graphopt.ir.collectives import WAIT, Collective, collectives_of, launch_of, sources_of, uncast, waits_of
 from graphopt.ir.facts import Phase, facts_of
 from graphopt.ir.program import Program
 from graphopt.ir.roles import InputKind
@@ -21,7 +21,7 @@ def transfer_problems(program: Program, mesh: Mapping[str, int]) -> Iterator[tup
     for collective in collectives_of(program):
         yield from _argument_problems(collective, mesh)
         yield from _waiting_problems(collective.node)
-        if collective.kind == "all-gather" and any(_uncast(source) in shards for source in sources_of(collective.node)):
+        if collective.kind == "all-gather" and any(uncast(source) in shards for source in sources_of(collective.node)):
             yield from _lifetime_problems(collective.node)
 
 
@@ -38,12 +38,6 @@ def _argument_problems(collective: Collective, mesh: Mapping[str, int]) -> Itera
     allowed = ("sum", "max") if collective.kind == "all-reduce" and collective.phase is Phase.FORWARD else ("sum",)
     if collective.reduction is not None and collective.reduction not in allowed:
         yield node, f"reduces by {collective.reduction!r}; gradients are summed"
-
-
-def _uncast(value: fx.Node) -> fx.Node:
-    while value.target is torch.ops.aten._to_copy.default and isinstance(value.args[0], fx.Node):
-        value = value.args[0]
-    return value
 
 
 def _waiting_problems(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
