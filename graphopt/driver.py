@@ -233,8 +233,8 @@ def lower(
     kwargs: dict[str, Any],
     plan: Plan,
     *,
+    decided: Layouts | None = None,
     layouts: Layouts | None = None,
-    undecided: bool = False,
     seeded: tuple[bool, ...] | None = None,
     shared_axes: frozenset[str] = frozenset(),
     observer: Observer | None = None,
@@ -242,8 +242,8 @@ def lower(
 ) -> Compilation:
     """Compile one call of `model` under a resolved plan; the model is not touched, no process group is needed.
 
-    layouts: how the parameters lie already; by default that is decided here.
-    undecided: the passes may still put others into the given `layouts`, as they do by default.
+    decided: how the parameters lie already; by default that is decided here.
+    layouts: where it can be seen, after each pass, how the program takes parameters to lie; empty.
     seeded: for each user output, whether a gradient arrives there; by default the scalar ones (a loss), or all.
     shared_axes: mesh axes whose ranks exchange through shared memory, which decides what buffers they need.
     observer: called after capture and after each pass with a record and the program.
@@ -251,36 +251,32 @@ def lower(
     """
     started = time.perf_counter()
     pipeline = planned_pipeline(plan, registry)
-    if layouts is None:
-        layouts, undecided = choose_layouts(model, plan), True
-    elif not undecided:
-        layouts = dict(layouts)
-    before = dict(layouts)
+    layouts = {} if layouts is None else layouts
+    layouts.update(choose_layouts(model, plan))
     captured = _capture(model, args, kwargs, plan)
     program = captured.program
     if observer is not None:
         observer(PassRecord.of_capture(program, time.perf_counter() - started), program)
     if seeded is None:
         seeded = _likely_seeded(program)
-    context = _context(captured, plan, layouts, seeded, _device(model), shared_axes, decided=not undecided)
+    context = _context(captured, plan, layouts, seeded, _device(model), shared_axes, decided)
     forward_graph = program.module
     records = pipeline.run(program, context, verify=plan.verify, observer=observer)
     seeded, missed = _reached(program, seeded)
     if missed:
-        layouts.update(before)
         return lower(
             model,
             args,
             kwargs,
             plan,
+            decided=decided,
             layouts=layouts,
-            undecided=undecided,
             seeded=missed,
             shared_axes=shared_axes,
             observer=observer,
             registry=registry,
         )
-    if not undecided and layouts != before:
+    if decided is not None and layouts != decided:
         raise PassError(f"the pipeline {str(pipeline)!r} lays parameters out otherwise than they lie already")
     halves = split(program)
     parts = {"forward": halves.forward} | ({"backward": halves.backward} if halves.backward else {})
@@ -322,15 +318,15 @@ def _context(
     seeded: tuple[bool, ...],
     device: torch.device,
     shared_axes: frozenset[str],
+    decided: Layouts | None,
     *,
-    decided: bool = True,
     reduce: bool = True,
 ) -> PassContext:
     return PassContext(
         fake_mode=captured.fake_mode,
         mesh=dict(plan.mesh),
         layouts=layouts,
-        layouts_decided=decided,
+        decided=decided,
         data_axis=plan.data_parallel_axis,
         gradient_outputs=seeded,
         reduce_dtype=plan.precision.reduce_dtype if plan.precision is not None else None,
@@ -371,8 +367,9 @@ def _unreduced(
     """The backward half of a compilation without its reductions; it reads the same saved values."""
     captured = _capture(model, args, kwargs, plan)
     program = captured.program
-    shared_axes, layouts = compilation.shared_axes, dict(compilation.layouts)
-    context = _context(captured, plan, layouts, compilation.seeded, _device(model), shared_axes, reduce=False)
+    layouts, shared_axes = choose_layouts(model, plan), compilation.shared_axes
+    seeded, decided = compilation.seeded, compilation.layouts
+    context = _context(captured, plan, layouts, seeded, _device(model), shared_axes, decided, reduce=False)
     Pipeline.parse(compilation.report.pipeline, registry).run(program, context, verify=plan.verify)
     backward = split(program).backward
     assert backward is not None and compilation.halves.backward is not None
@@ -416,7 +413,7 @@ def _specialize(
         args,
         kwargs,
         plan,
-        layouts=runtime.layouts,
+        decided=runtime.layouts,
         seeded=seeded,
         shared_axes=shared_axes,
         registry=registry,

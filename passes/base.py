@@ -26,9 +26,9 @@ class PassContext:
     """What a pass may know besides the program. `statistics` is where it may leave counts for the report.
 
     mesh: axis name -> number of ranks. data_axis: the one that shards the batch.
-    layouts: parameter name -> how it lies over the ranks. Unless they are decided, a pass at the forward level may put
-        others in their place; one that does must come to the same when they are.
-    layouts_decided: whether parameters lie so already.
+    layouts: parameter name -> how it lies over the ranks, as the program stands. Parameters start out split over no
+        axis; a pass at the forward level that splits one puts another layout in its place.
+    decided: how they lie already, which those passes must come to again; None if that is for them to decide.
     gradient_outputs: for each user output, whether a gradient will arrive at it; all False for inference.
     reduce_gradients: False leaves gradients whole and unreduced, as accumulation over microbatches wants them.
     reduce_dtype: dtype in which gradients are summed over ranks; None for that of the stored parameter.
@@ -39,7 +39,7 @@ class PassContext:
     fake_mode: FakeTensorMode
     mesh: Mapping[str, int]
     layouts: dict[str, ParameterLayout]
-    layouts_decided: bool = True
+    decided: Mapping[str, ParameterLayout] | None = None
     data_axis: str = "dp"
     gradient_outputs: tuple[bool, ...] = ()
     reduce_gradients: bool = True

@@ -145,11 +145,10 @@ def _written(
 
 
 def _written_context(context: PassContext) -> dict[str, Any]:
-    layouts = [dataclasses.asdict(layout) | {"dtype": _name(layout.dtype)} for layout in context.layouts.values()]
     return {
         "mesh": dict(context.mesh),
-        "layouts": layouts,
-        "layouts_decided": context.layouts_decided,
+        "layouts": _written_layouts(context.layouts),
+        "decided": _written_layouts(context.decided) if context.decided is not None else None,
         "data_axis": context.data_axis,
         "gradient_outputs": list(context.gradient_outputs),
         "reduce_gradients": context.reduce_gradients,
@@ -160,11 +159,10 @@ def _written_context(context: PassContext) -> dict[str, Any]:
 
 
 def _read_context(written: dict[str, Any]) -> dict[str, Any]:
-    layouts = [_read_layout(layout) for layout in written["layouts"]]
     return {
         "mesh": written["mesh"],
-        "layouts": {layout.name: layout for layout in layouts},
-        "layouts_decided": written["layouts_decided"],
+        "layouts": _read_layouts(written["layouts"]),
+        "decided": _read_layouts(written["decided"]) if written["decided"] is not None else None,
         "data_axis": written["data_axis"],
         "gradient_outputs": tuple(written["gradient_outputs"]),
         "reduce_gradients": written["reduce_gradients"],
@@ -174,11 +172,17 @@ def _read_context(written: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_layout(written: dict[str, Any]) -> ParameterLayout:
-    splits = tuple(Split(**split) for split in written["splits"])
-    return ParameterLayout(
-        **{**written, "shape": tuple(written["shape"]), "dtype": named(written["dtype"]), "splits": splits}
-    )
+def _written_layouts(layouts: Mapping[str, ParameterLayout]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(layout) | {"dtype": _name(layout.dtype)} for layout in layouts.values()]
+
+
+def _read_layouts(written: list[dict[str, Any]]) -> dict[str, ParameterLayout]:
+    found = {}
+    for fields in written:
+        splits = tuple(Split(**split) for split in fields["splits"])
+        read = {"shape": tuple(fields["shape"]), "dtype": named(fields["dtype"]), "splits": splits}
+        found[fields["name"]] = ParameterLayout(**{**fields, **read})
+    return found
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -22,7 +22,6 @@ from graphopt.ir import Level, Program
 from graphopt.nearest import nearest
 from graphopt.plan import Plan
 from graphopt.report import Report
-from graphopt.runtime.parameters import choose_layouts
 
 
 class InspectionError(GraphoptError):
@@ -110,9 +109,9 @@ def inspect_model(
     evaluation: the program without gradients, of the model in its evaluation mode.
     """
     model.train(not evaluation)
-    recorder = Recorder(choose_layouts(model, plan))
+    recorder = Recorder()
     with torch.set_grad_enabled(not evaluation):
-        compiled = lower(model, args, kwargs, plan, layouts=recorder.layouts, undecided=True, observer=recorder.observe)
+        compiled = lower(model, args, kwargs, plan, layouts=recorder.layouts, observer=recorder.observe)
     assert recorder.program is not None
     return Inspection(
         title=type(model).__name__,

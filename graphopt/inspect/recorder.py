@@ -56,12 +56,12 @@ class Stage:
 
 
 class Recorder:
-    """An observer of a compilation. layouts: parameter name -> how it lies over the ranks; read at each pass."""
+    """An observer of a compilation. layouts: parameter name -> how it lies over the ranks; the compilation fills it."""
 
-    def __init__(self, layouts: dict[str, ParameterLayout]) -> None:
+    def __init__(self) -> None:
         self.stages: list[Stage] = []
         self.program: Program | None = None
-        self.layouts = layouts
+        self.layouts: dict[str, ParameterLayout] = {}
         self._identity: dict[Hashable, int] = {}
         self._known: dict[fx.Node, tuple[tuple[object, ...], NodeRecord]] = {}
 
