@@ -102,12 +102,18 @@ class Labels:
         addends: frozenset[int] = frozenset(),
         linear: Iterable[frozenset[int]] = (),
     ) -> Signature | None:
-        """The signature with these labels; None if one of them would have several sizes."""
+        """The signature with these labels; None if one of them would have several sizes.
+
+        What is in some results but not in others is whole: parts would not be summands of these.
+        """
         if self.contradictory:
             return None
-        local = frozenset(localized) & self.sizes.keys() - self.whole
+        results = tuple(results)
+        found = [{label for dimension in dimensions for label in dimension} for dimensions in results]
+        whole = self.whole.union(*found) - (set.intersection(*found) - self.whole)
+        local = frozenset(localized) & self.sizes.keys() - whole
         sets = tuple(indices for indices in linear if indices)
-        return Signature(tuple(operands), tuple(results), self.sizes, frozenset(self.whole), local, addends, sets)
+        return Signature(tuple(operands), results, self.sizes, frozenset(whole), local, addends, sets)
 
 
 def positions(count: int) -> list[str]:

@@ -25,6 +25,17 @@ def reshape(call: Call) -> Signature | None:
     return labels.signature(operands, [result], linear=FIRST)
 
 
+def squeeze(call: Call) -> Signature | None:
+    """As `reshape`; what it would drop if it were one, as a part may be, is whole."""
+    found = reshape(call)
+    if found is None:
+        return None
+    asked = call["dim"]
+    rank = len(call.operands[0])
+    dims = range(rank) if asked is None else [asked] if isinstance(asked, int) else asked
+    return replace(found, whole=found.whole.union(*(found.operands[0][at] for at in dims if rank)))
+
+
 def permute(call: Call) -> Signature | None:
     """Dimensions in another order."""
     (before,), (after,) = call.operands, call.results
@@ -253,7 +264,7 @@ def _but(shape: Shape, at: int, *, whole: bool = True) -> tuple[Labels, Dimensio
 
 
 _RESHAPES = (aten.view, aten.reshape, aten.view_as, aten.reshape_as, aten._unsafe_view, aten.flatten, aten.unflatten,
-    aten.squeeze, aten.unsqueeze, aten._reshape_copy, aten.ravel)  # fmt: skip
+    aten.unsqueeze, aten._reshape_copy, aten.ravel)  # fmt: skip
 _PERMUTATIONS = (aten.permute, aten.transpose, aten.t, aten.movedim, aten.moveaxis, aten.swapaxes, aten.swapdims)
 
 RULES: Mapping[object, Rule] = {
@@ -268,6 +279,7 @@ RULES: Mapping[object, Rule] = {
     aten.broadcast_tensors: broadcast_tensors,
     aten.diff: difference,
     aten.select: select,
+    aten.squeeze: squeeze,
     aten.unbind: unbind,
     aten.stack: stack,
     aten.repeat: repeat,
