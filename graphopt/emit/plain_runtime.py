@@ -1,4 +1,4 @@
-"""What a standalone program runs on: plain torch, no graphopt. Its text becomes part of the program."""
+"""What a standalone program runs on: plain torch, no graphopt but `Parts`. The text of both becomes part of it."""
 
 import functools
 import math
@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.multiprocessing.spawn import spawn
+
+from graphopt.runtime.parts import Parts
 
 Role = tuple[str, str]  # what a value is, and of what: ("shard", "lm_head.weight"), ("saved", "mul_3")
 
@@ -75,9 +77,19 @@ class Collectives:
         """The sum over ranks of this rank's rows of each tensor."""
         return [self._reduce_scatter(tensor.contiguous(), axis) for tensor in tensors]
 
-    def all_reduce(self, tensors: list[torch.Tensor], axis: str) -> list[InFlight]:
-        """The sum over ranks of each tensor."""
-        return [self._all_reduce(tensor.clone(), axis) for tensor in tensors]
+    def all_reduce(self, tensors: list[torch.Tensor], axis: str, reduction: str = "sum") -> list[InFlight]:
+        """The sum over ranks of each tensor, or the maximum (``max``)."""
+        return [self._all_reduce(tensor.clone(), axis, reduction) for tensor in tensors]
+
+    def all_to_all(self, tensor: torch.Tensor, axis: str) -> list[InFlight]:
+        """The rows of one tensor that each rank has for this one, end to end."""
+        rows = torch.empty_like(tensor)
+        work = dist.all_to_all_single(rows, tensor, group=self._mesh.get_group(axis), async_op=True)
+        return [InFlight(work, lambda: rows)]
+
+    def rank(self, axis: str) -> int:
+        """This rank's place on an axis."""
+        return self._mesh.get_local_rank(axis)
 
     def _all_gather(self, shard: torch.Tensor, axis: str) -> InFlight:
         group = self._mesh.get_group(axis)
@@ -91,9 +103,9 @@ class Collectives:
         work = dist.all_to_all_single(rows, tensor, group=group, async_op=True)
         return InFlight(work, lambda: functools.reduce(torch.add, rows.chunk(dist.get_world_size(group))).clone())
 
-    def _all_reduce(self, tensor: torch.Tensor, axis: str) -> InFlight:
-        group = self._mesh.get_group(axis)
-        return InFlight(dist.all_reduce(tensor, group=group, async_op=True), lambda: tensor)
+    def _all_reduce(self, tensor: torch.Tensor, axis: str, reduction: str) -> InFlight:
+        group, by = self._mesh.get_group(axis), dist.ReduceOp.MAX if reduction == "max" else dist.ReduceOp.SUM
+        return InFlight(dist.all_reduce(tensor, by, group, async_op=True), lambda: tensor)
 
 
 class Elsewhere:
@@ -150,6 +162,7 @@ class Runtime:
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self.collectives = Collectives(mesh)
+        self.parts = Parts(self.collectives.rank)
         self.copies = Copies()
 
     def refresh(self, names: list[str], shards: list[torch.Tensor], axis: str) -> list[InFlight]:

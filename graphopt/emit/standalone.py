@@ -1,5 +1,6 @@
 """A compiled step as one Python file that needs only torch: to read, to run, to send to somebody."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from graphopt.emit.split import Halves
 from graphopt.errors import GraphoptError
 from graphopt.ir import InputKind, ParameterLayout, Program
 from graphopt.ir.copies import COPIES
+from graphopt.ir.moves import OF_RANK
 from graphopt.ir.values import in_example
+from graphopt.runtime.parts import Parts
 
 _NAMESPACES = frozenset({"aten", "prims", "_c10d_functional"})
 _MODULES = frozenset({"_operator", "math", "torch"})
@@ -51,7 +54,7 @@ def standalone_source(
     ranks = torch.Size(mesh.values()).numel()
     shape = ", ".join(f"{axis}={size}" for axis, size in mesh.items())
     emitted = python_source(functions, "").splitlines()[1:]
-    runtime = _without_docstring(Path(plain_runtime.__file__).read_text(encoding="utf-8")).splitlines()
+    runtime = _runtime()
     imports = [line for line in emitted if line.startswith("import ") and line not in runtime]
     return "\n".join(
         [
@@ -72,15 +75,17 @@ def _check(program: Program) -> None:
     for node in program.compute_nodes():
         target: Any = node.target
         known = target.namespace in _NAMESPACES if isinstance(target, OpOverload) else target.__module__ in _MODULES
-        if not known and target not in COPIES:  # those are calls of the runtime
+        if not known and target not in COPIES | OF_RANK:  # those are calls of the runtime
             raise GraphoptError(
                 f"{node.name} calls {target}, which torch alone does not have; choose a plan without the pass "
                 "that put it there"
             )
 
 
-def _without_docstring(text: str) -> str:
-    return text.split('"""', 2)[2].lstrip()
+def _runtime() -> list[str]:
+    """The text of `plain_runtime`, with that of `Parts` in place of its import."""
+    text = Path(plain_runtime.__file__).read_text(encoding="utf-8").split('"""', 2)[2].lstrip()
+    return text.replace(f"from {Parts.__module__} import Parts\n", f"\n{inspect.getsource(Parts)}\n").splitlines()
 
 
 def _step(

@@ -13,15 +13,16 @@ import torch
 from torch import nn
 
 from graphopt.driver import Compilation
-from graphopt.emit import plain_runtime
 from graphopt.emit.index_bounds import index_bound
 from graphopt.emit.module import load_source
+from graphopt.emit.split import split
 from graphopt.emit.standalone import standalone_source
 from graphopt.errors import GraphoptError
 from graphopt.inspect import simulate
 from graphopt.inspect.simulate import Simulation
-from graphopt.ir import InputKind, Program
+from graphopt.ir import InputKind, Program, moves
 from graphopt.ir.ops import all_reduce
+from tests.support.moved import forward, step
 from tests.support.programs import Mlp, lowered
 from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO, Entry, loss_of
 
@@ -147,6 +148,27 @@ def _number(line: str, what: str) -> float:
     return float(words[words.index(what) + 1])
 
 
+def test_moves_between_ranks_are_in_a_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = (2, "tp")
+    program, mode = forward(
+        (4, 6),
+        [
+            (moves.SCATTER_SUM, (1, 2, 2, *own)),
+            (moves.GATHER, (1, 2, 3, *own, True)),
+            (moves.PART, (0, 1, 2, *own, True)),
+            (moves.ALL_TO_ALL, (1, 0, *own)),
+            (moves.GATHER, (1, 1, 6, *own, False)),
+            (moves.FIRST, ("tp",)),
+            (moves.LEAVE, ("tp",)),
+        ],
+    )
+    step(program, mode, {"tp": 2})
+    path = tmp_path / "program.py"
+    path.write_text(standalone_source(split(program), {"tp": 2}, {}, title="Moves", name=path.name))
+    found = _run(path)
+    assert len(found) == 4 and found == _simulated(load_source(path), program, monkeypatch)
+
+
 def test_torchrun_starts_it_too(tmp_path: Path) -> None:
     path = _written(tmp_path, lowered("zero=3,zero.whole_below=0", 2)[0], {"dp": 2})
     launched = _run(path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -162,7 +184,8 @@ def test_one_rank_without_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_it_runs_on_needs_torch_alone() -> None:
-    tree = ast.parse(Path(plain_runtime.__file__).read_text())
+    compilation, _ = lowered("zero=0", 1)
+    tree = ast.parse(standalone_source(compilation.halves, {"dp": 1}, compilation.layouts, title="", name=""))
     imported = [
         name.partition(".")[0]
         for node in ast.walk(tree)
