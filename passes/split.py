@@ -85,11 +85,11 @@ class SplitAlong(Pass):
 
 def _lying(program: Program, context: PassContext, axis: str) -> dict[str, Form]:
     """How the parameters lie over the axis, if that is decided."""
-    if not context.layouts_decided:
+    if context.decided is None:
         return {}
     found: dict[str, Form] = {}
     for role, node in program.nodes_of(InputKind.PARAMETER):
-        split = next((split for split in context.layouts[role.name].splits if split.axis == axis), None)
+        split = next((split for split in context.decided[role.name].splits if split.axis == axis), None)
         size = node.meta["val"].shape[split.dim] if split is not None else 0
         found[role.name] = REPLICATED if split is None else Part(split.dim, 1, size // split.ranks)
     return found
@@ -97,8 +97,6 @@ def _lying(program: Program, context: PassContext, axis: str) -> dict[str, Form]
 
 def _set_layouts(program: Program, context: PassContext, axis: str, choice: Choice) -> None:
     """Have each parameter lie as chosen."""
-    if context.layouts_decided:
-        return
     for role, node in program.nodes_of(InputKind.PARAMETER):
         form = choice.inputs[node]
         if isinstance(form, Part):

@@ -73,7 +73,6 @@ def split_program(model: nn.Module, batch: dict[str, Any], ranks: int, options: 
         fake_mode=captured.fake_mode,
         mesh={"dp": 1, "tp": ranks},
         layouts=layouts,
-        layouts_decided=False,
         gradient_outputs=tuple(value.is_floating_point() and value.dim() == 0 for value in users),
         hardware=PRESETS["cpu"],
     )
