@@ -34,6 +34,7 @@ def test_rings(ranks: int) -> None:
         (hand.call(GATHER, shard, ranks, "dp"), 1),
         (hand.call(REDUCTION, whole, "sum", ranks, "dp"), 1),
         (hand.call(functional.all_reduce.default, whole, "sum", "dp"), 2),
+        (hand.call(functional.all_to_all_single.default, whole, *[[64 // ranks] * ranks] * 2, "dp"), 1),
     ]
     for node, times in calls:
         collective = collective_of(node)

@@ -15,14 +15,16 @@ from graphopt.ir.collectives import collective_calls, collectives_of
 from graphopt.ir.values import byte_size
 from tests.ir.built import Hand, functional
 
-MEAN_TIMES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
+MEAN_TIMES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2, "all-to-all": 1}
 
 
 def _alone(hand: Hand, value: fx.Node, kind: str, ranks: int) -> fx.Node:
+    rows = value.meta["val"].shape[0] // ranks
     launched = {
         "all-gather": lambda: hand.call(functional.all_gather_into_tensor.default, value, ranks, "dp"),
         "reduce-scatter": lambda: hand.call(functional.reduce_scatter_tensor.default, value, "sum", ranks, "dp"),
         "all-reduce": lambda: hand.call(functional.all_reduce.default, value, "sum", "dp"),
+        "all-to-all": lambda: hand.call(functional.all_to_all_single.default, value, *[[rows] * ranks] * 2, "dp"),
     }[kind]()
     return hand.call(functional.wait_tensor.default, launched)
 
@@ -38,11 +40,13 @@ def _coalesced(hand: Hand, value: fx.Node, kind: str, ranks: int) -> fx.Node:
     return hand.waited(launched, 0)
 
 
-@pytest.mark.parametrize("build", [_alone, _coalesced])
-@pytest.mark.parametrize("kind", MEAN_TIMES)
+@pytest.mark.parametrize(
+    ("build", "kind"),
+    [*((_alone, kind) for kind in MEAN_TIMES), *((_coalesced, kind) for kind in list(MEAN_TIMES)[:3])],
+)
 @given(rows=st.integers(1, 5), ranks=st.integers(1, 9))
 def test_bytes_are_the_least_that_can_move(build: Callable[..., fx.Node], kind: str, rows: int, ranks: int) -> None:
-    """`ranks` ranks with `rows` rows of 3 float32 each, or a whole of all their rows to be summed."""
+    """`ranks` ranks with `rows` rows of 3 float32 each, or a whole of all their rows to be summed or exchanged."""
     hand = Hand()
     value = hand.input(rows if kind == "all-gather" else rows * ranks, 3)
     (found,) = collectives_of(hand.program(build(hand, value, kind, ranks)))
