@@ -1,8 +1,8 @@
-"""How much more is computed again than must be: graphopt's choices beside a lower bound, on real models.
+"""How much more is computed again than must be: graphopt's choices beside the optimum, on real models.
 
-The exact integer program (`tests/support/optimum.py`) is out of reach for these: it follows memory through every copy.
-Here memory counts while calls of backward run, and not while copies before them do, so the least recomputation that
-this finds is no more than that of the optimum; near the least budget it is far less.
+Where the exact integer program (`bench/optimum.py`) is out of reach, on Transformers, they are beside a lower bound of
+all choices that compute nothing again twice: memory counts while calls of backward run, and not while copies before
+them do.
 """
 
 import operator
@@ -15,7 +15,9 @@ import torch
 import transformers as hf
 from torch import fx, nn
 
+from bench.optimum import optimum
 from bench.remat_sweep import least_budget, seconds_of
+from bench.vision import CLASSES, alexnet, mixer, vgg11
 from graphopt.cost.memory import memory
 from graphopt.cost.transfers import Life
 from graphopt.driver import lower
@@ -27,55 +29,86 @@ from graphopt.plan import Plan
 
 _SCALE = 1e6  # microseconds: what the solver's tolerances are made for
 _PATIENCE_SECONDS = 10.0  # the bound is lower if the solver stops early
-_SHARES = (0.75, 0.5, 0.25, 0.0)
+_SHARES = (0.9, 0.75, 0.5, 0.25, 0.1, 0.0)
 _VOCABULARY = 256
 _BLOCKS = {"vocab_size": _VOCABULARY, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Gap:
     """A step under a budget. share: of the way from the least budget to none.
 
-    found_seconds: of what graphopt computes again; bound_seconds: no choice computes less. step_seconds: of all calls.
+    found_seconds: by how much what graphopt computes again makes the step longer; bound_seconds: no choice does by
+    less. is_optimum: whether one does by exactly that. step_seconds: of all calls, without a budget.
     """
 
     model: str
     share: float
     found_seconds: float
     bound_seconds: float
+    is_optimum: bool
     step_seconds: float
 
 
 def gaps() -> list[Gap]:
-    """Of a Llama and a BERT of one layer, by the times of the cost model."""
+    """By the times of the cost model."""
+    found: list[Gap] = []
+    for name, (model, batch) in _convolutions_and_mixer().items():
+        found += _gaps(name, model, batch, is_exact=True)
+    for name, (model, batch) in _transformers().items():
+        found += _gaps(name, model, batch, is_exact=False)
+    return found
+
+
+def _convolutions_and_mixer() -> dict[str, tuple[nn.Module, Batch]]:
+    return {
+        "alexnet": (alexnet(), _images(128, 224)),
+        "vgg11": (vgg11(), _images(32, 224)),
+        "mixer": (mixer(side=32, patch=4, width=64, blocks=1), _images(64, 32)),
+        "smaller mixer": (mixer(side=32, patch=8, width=32, blocks=1), _images(16, 32)),
+    }
+
+
+def _transformers() -> dict[str, tuple[nn.Module, Batch]]:
+    """Of one layer."""
     llama = hf.LlamaForCausalLM(hf.LlamaConfig(**_BLOCKS, intermediate_size=168, use_cache=False))
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     bert = hf.BertForMaskedLM(hf.BertConfig(**_BLOCKS, **no_dropout, intermediate_size=256))
-    models = {"llama": llama, "bert": bert}
-    return [gap for name, model in models.items() for gap in _gaps(name, model)]
-
-
-def _gaps(name: str, model: nn.Module) -> Iterator[Gap]:
     ids = torch.randint(_VOCABULARY, (4, 64))
+    return {name: (model, {"input_ids": ids, "labels": ids}) for name, model in (("llama", llama), ("bert", bert))}
+
+
+def _images(rows: int, side: int) -> Batch:
+    return {"images": torch.randn(rows, 3, side, side), "labels": torch.randint(CLASSES, (rows,))}
+
+
+def _gaps(name: str, model: nn.Module, batch: Batch, *, is_exact: bool) -> Iterator[Gap]:
     steps: list[Program] = []
 
     def keep(record: PassRecord, program: Program) -> None:
         if record.name == "differentiate":
             steps.append(copied(program))
 
-    def lowered(remat: str) -> fx.Graph:
+    def lowered(remat: str) -> float:
         plan = Plan.parse(f"dp=1,verify=false{remat}").resolve(1)
-        return lower(model, (), {"input_ids": ids, "labels": ids}, plan, observer=keep).report.step_graph.graph
+        graph = lower(model, (), batch, plan, observer=keep).report.step_graph.graph
+        return sum(seconds_of(node) for node in graph.nodes if node.op == "call_function")
 
-    lowered("")
+    without = lowered("")
     unlimited = memory(steps[0], {"dp": 1})
     floor = least_budget(lambda remat: lowered(f",remat={remat}"))
-    bound = Bound(steps[0], unlimited.lives)
     for share in _SHARES:
         limit = floor + round(share * (unlimited.peak_bytes - floor))
-        calls = [node for node in lowered(f",remat={limit}").nodes if node.op == "call_function"]
-        again = sum(seconds_of(node) for node in calls if facts_of(node).made_by == "rematerialize")
-        yield Gap(name, share, again, bound.least_seconds(limit), sum(map(seconds_of, calls)))
+        found = lowered(f",remat={limit}") - without
+        if is_exact:
+            best = optimum(steps[0], seconds_of, limit)
+            assert best is not None, "what was found fits"
+            yield Gap(name, share, found, best.bound_seconds, best.is_proven, without)
+        else:
+            bound = Bound(steps[0], unlimited.lives).least_seconds(limit)
+            yield Gap(name, share, found, bound, found <= bound * (1 + 1e-5), without)
 
 
 class Bound:
@@ -85,6 +118,7 @@ class Bound:
         """lives: of everything in the program."""
         owner = storage_of(program)
         backward = [(at, n) for at, n in enumerate(program.graph.nodes) if facts_of(n).phase is Phase.BACKWARD]
+        self._allocating = [at for at, n in backward if owner[n] is n and n.target is not operator.getitem]
         self._units = _repeatable(program, owner)
         names = {unit.name: unit for unit in self._units if isinstance(unit.meta["val"], torch.Tensor)}
         self._size = {names[life.owner]: life.size for life in lives if life.owner in names}
@@ -142,12 +176,16 @@ class Bound:
                 yield size, alive
 
     def _needed(self) -> dict[fx.Node, list[int]]:
-        """Where copies may be needed: before what reads them, or reads what is computed from them."""
+        """Where copies may be: before what reads them or is computed from them, and before whatever allocates earlier,
+        where what they read may still be there."""
         found = {unit: set(self._readers[unit]) for unit in self._units}
         for unit in reversed(self._units):
             for source in self._sources[unit]:
                 found[source] |= found[unit]
-        return {unit: sorted(moments) for unit, moments in found.items()}
+        return {
+            unit: sorted(moments.union(at for at in self._allocating if at < max(moments, default=0)))
+            for unit, moments in found.items()
+        }
 
 
 def _repeatable(program: Program, owner: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, None]:

@@ -28,7 +28,8 @@ from graphopt.passes.elsewhere import frees_memory, keep_elsewhere, movable
 from graphopt.passes.repeat import repeat_in_backward
 from graphopt.sizes import readable_size
 
-_CALLS = 250_000  # what a second goes through
+_CALLS = 1_000_000  # what about a second goes through
+_STARTS = 1 / 4  # of what is tried, at most
 _GUESSES = 8  # by the timeline, before the rest is halved again and again
 
 
@@ -56,6 +57,18 @@ class Elsewhere:
 
 
 @dataclass(frozen=True)
+class Repeatable:
+    """Pure forward calls that may be computed again.
+
+    within_layers: where what goes from one layer to the next is saved, so that each can be looked at by itself;
+    anywhere: also that.
+    """
+
+    within_layers: Collection[fx.Node]
+    anywhere: Collection[fx.Node]
+
+
+@dataclass(frozen=True)
 class Fitting:
     """A choice, the bytes that it leaves at the peak, and the bytes that were allowed."""
 
@@ -67,7 +80,7 @@ class Fitting:
 def choose(
     program: Program,
     context: PassContext,
-    repeatable: Collection[fx.Node],
+    repeatable: Repeatable,
     budget: Budget,
     elsewhere: Elsewhere | None = None,
 ) -> Fitting:
@@ -93,7 +106,7 @@ class _Search:
         self,
         program: Program,
         context: PassContext,
-        repeatable: Collection[fx.Node],
+        repeatable: Repeatable,
         elsewhere: Elsewhere | None,
     ) -> None:
         self._program = program
@@ -105,12 +118,12 @@ class _Search:
             return compute_seconds(work_of(node), context.hardware)
 
         self._timeline = Timeline(program, seconds, _held(program, context))
-        frontier = Frontier(program, repeatable, seconds)
+        frontier = Frontier(program, repeatable.within_layers, seconds)
         repeated: Sequence[Collection[fx.Node]] = frontier
         marks: Sequence[int] = frontier.marks
         tries = _CALLS // len(program.graph.nodes)
-        if tries > len(frontier):
-            refined = Refinement(program, repeatable, self._timeline).choices(frontier, tries)
+        if len(frontier) < _STARTS * tries:
+            refined = Refinement(program, repeatable.anywhere, self._timeline).choices(frontier, tries)
             # What the timeline thinks no better may be, once gathers and reductions are among what is alive.
             repeated = [*refined, frontier[len(frontier) - 1]]
             marks = range(len(repeated))

@@ -5,7 +5,6 @@ before `zero`, which then gathers, for backward, the parameters that it reads th
 """
 
 import fnmatch
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import fx
@@ -15,7 +14,7 @@ from graphopt.errors import PassError
 from graphopt.ir import Level, Phase, Program, facts_of
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext
-from graphopt.passes.budget import Budget, Elsewhere, apply, choose
+from graphopt.passes.budget import Budget, Elsewhere, Repeatable, apply, choose
 from graphopt.passes.build import Builder
 from graphopt.passes.elsewhere import check_place
 from graphopt.passes.repeat import repeat_in_backward
@@ -74,7 +73,8 @@ class Rematerialize(Pass):
         builder = Builder(program, context, self.name)
         nodes = repeatable(program, lambda node: facts_of(node).layer, self._is_kept)
         if options.policy == "budget":
-            return self._within_budget(builder, nodes)
+            anywhere = repeatable(program, lambda node: None, self._is_kept)
+            return self._within_budget(builder, Repeatable(nodes, anywhere))
         if all(facts_of(node).layer is None for node in program.compute_nodes(Phase.FORWARD)):
             raise PassError("rematerialize: the model has no repeated layers, so there is nothing to compute again")
         nodes = {node for node in nodes if facts_of(node).layer is not None}
@@ -83,7 +83,7 @@ class Rematerialize(Pass):
         context.statistics.update(repeated=repeated)
         return repeated > 0
 
-    def _within_budget(self, builder: Builder, nodes: Collection[fx.Node]) -> bool:
+    def _within_budget(self, builder: Builder, nodes: Repeatable) -> bool:
         options, context = self.options, builder.context
         elsewhere = Elsewhere(options.place, options.least_bytes) if options.place else None
         found = choose(builder.program, context, nodes, Budget(options.bytes, options.share), elsewhere)
@@ -101,4 +101,4 @@ class Rematerialize(Pass):
 
 
 def _matches(name: str, patterns: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split("|"))
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split("|") if pattern)

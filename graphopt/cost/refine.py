@@ -2,8 +2,9 @@
 
 import itertools
 import operator
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import fx
@@ -38,6 +39,11 @@ class Refinement:
                 calls.append(node)
                 if node is value and node.target is operator.getitem:
                     calls += node.all_input_nodes  # that gives it in a list
+        lists: defaultdict[Any, set[fx.Node]] = defaultdict(set)
+        for value in self._calls_of:
+            lists[value.args[0] if value.target is operator.getitem else value].add(value)
+        singles = [frozenset({value}) for value in self._calls_of]
+        self._changes = singles + [frozenset(items) for items in lists.values() if len(items) > 1]
         self._front: dict[Values, Outcome] = {}
         self._seen: set[Values] = set()
         self._to_change: deque[Values] = deque()
@@ -60,7 +66,7 @@ class Refinement:
             if self._to_change:
                 choice = self._to_change.popleft()
                 if choice in self._front:
-                    yield from (choice ^ {value} for value in self._calls_of)
+                    yield from (choice ^ values for values in self._changes)
                     self._to_exchange.append(choice)
             else:
                 choice = self._to_exchange.popleft()
