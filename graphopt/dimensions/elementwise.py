@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import fx
 
-from graphopt.dimensions.notation import Call, Labels, Rule, Shape, positions, same_shape, same_size
+from graphopt.dimensions.notation import Call, Labels, Rule, Shape, positions, same_shape, same_size, spelled
 from graphopt.dimensions.signature import Dimensions, Signature
 
 aten = torch.ops.aten
@@ -97,16 +97,11 @@ def triangle(call: Call) -> Signature | None:
 
 def _linear_in(call: Call) -> Linear:
     """Sets of arguments in which an operator is known to be linear."""
-    declared = _LINEAR.get(call.target.overloadpacket)
-    if declared is None:
-        return ()
     packet = call.target.overloadpacket
     numbers = packet in _JOINED and not {"self", "other"} <= set(call.names)  # added to, or put into, each summand
     rounded = packet in _ROUNDING and call["rounding_mode"] is not None
     filled = packet is aten.masked_fill and (isinstance(call["value"], fx.Node) or call["value"] != 0)
-    if numbers or rounded or filled:
-        return ()
-    return declared
+    return () if numbers or rounded or filled else _LINEAR.get(packet, ())
 
 
 _JOINED = frozenset({aten.add, aten.sub, aten.rsub, aten.subtract, aten.where})
@@ -124,10 +119,9 @@ _LINEAR: Mapping[object, Linear] = {
 }
 # Of those that are not tagged as pointwise.
 _UNTAGGED = (
-    aten.__and__, aten.__or__, aten.__xor__, aten._to_copy, aten.to, aten.alias, aten.alpha_dropout, aten.bitwise_and,
-    aten.bitwise_or, aten.contiguous, aten.copy, aten.detach, aten.div, aten.divide, aten.fill, aten.floor_divide,
-    aten.floor_divide, aten.imag, aten.lift_fresh_copy, aten.log_sigmoid, aten.masked_fill, aten.multiply, aten.real,
-    aten.rsub, aten.subtract, aten.where,
+    aten.__and__, aten.__or__, aten.__xor__, aten._to_copy, aten.alias, aten.contiguous, aten.copy, aten.detach,
+    aten.divide, aten.fill, aten.floor_divide, aten.imag, aten.lift_fresh_copy, aten.log_sigmoid, aten.masked_fill,
+    aten.multiply, aten.real, aten.rsub, aten.subtract, aten.to, aten.where,
 )  # fmt: skip
 
 RULES: Mapping[object, Rule] = {
@@ -140,8 +134,8 @@ RULES: Mapping[object, Rule] = {
     **dict.fromkeys((aten.rand, aten.randint, aten.randn, aten.randperm), ordered),
     **dict.fromkeys((aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros), shape_alone),
     **dict.fromkeys((aten.bernoulli, aten.rand_like, aten.randint_like, aten.randn_like), random),
-    **dict.fromkeys((aten.dropout, aten.native_dropout), dropout),
-    **dict.fromkeys((aten.alpha_dropout,), dropout),
+    **dict.fromkeys((aten.alpha_dropout, aten.dropout, aten.native_dropout), dropout),
     **dict.fromkeys((aten.tril, aten.triu), triangle),
+    aten.prelu: spelled("n c ..., c -> n c ..."),
     aten.type_as: of_first,
 }

@@ -159,6 +159,8 @@ RULES: Mapping[object, Rule] = {
     aten.index: index,
     aten.index_put: index_put,
     aten.index_select: index_select,
+    **dict.fromkeys((aten.bucketize, aten.isin), spelled("..., v -> ...", whole="v")),
+    aten.searchsorted: spelled("v, ... -> ...", whole="v"),
     aten.one_hot: spelled("... -> ... c", whole="c"),
     **dict.fromkeys((aten.histc, aten.bincount), spelled("... -> bins", whole="... bins")),
 }

@@ -13,6 +13,7 @@ from graphopt.dimensions import (
     elementwise,
     lookup,
     matrix,
+    moves,
     normalization,
     reductions,
     views,
@@ -29,6 +30,7 @@ _RULES: Mapping[object, Rule] = {
     **attention.RULES,
     **lookup.RULES,
     **convolution.RULES,
+    **moves.RULES,
 }
 
 

@@ -152,20 +152,21 @@ def whole_along(call: Call) -> Signature | None:
 
 
 def split(call: Call) -> Signature | None:
-    """Cut into equal pieces ``a (piece b) -> a b, a b``, or into others, which cannot be split."""
+    """Cut into equal pieces ``a (piece part) -> a part, a part``, or into others, which cannot be split."""
     before = call.operands[0]
     at = call["dim"] % len(before)
-    pieces = [shape[at] for shape in call.results]
     labels, named = _but(before, at, whole=False)
-    if all(same_size(pieces[0], size) for size in pieces):
-        inner = labels.name("part", pieces[0])
-        outer = labels.name("piece", len(pieces), whole=True)
-        operand = (*named[:at], (*outer, *inner), *named[at + 1 :])
-        results = [(*named[:at], inner, *named[at + 1 :])] * len(pieces)
-    else:
-        operand = (*named[:at], labels.apart(before[at]), *named[at + 1 :])
-        results = [(*named[:at], labels.apart(size), *named[at + 1 :]) for size in pieces]
-    return labels.signature([operand], results, linear=FIRST)
+    joined, pieces = _pieces(labels, before[at], [shape[at] for shape in call.results])
+    return labels.signature([_with(named, at, joined)], [_with(named, at, piece) for piece in pieces], linear=FIRST)
+
+
+def glu(call: Call) -> Signature | None:
+    """Half of a dimension times what the other half lets through: ``a (piece part) -> a part``."""
+    before, (after,) = call.operands[0], call.results
+    at = call["dim"] % len(before)
+    labels, named = _but(before, at, whole=False)
+    joined, pieces = _pieces(labels, before[at], [after[at]] * 2)
+    return labels.signature([_with(named, at, joined)], [_with(named, at, pieces[0])])
 
 
 def unbind(call: Call) -> Signature | None:
@@ -182,17 +183,22 @@ def cat(call: Call) -> Signature | None:
     at = call["dim"] % len(after)
     if any(len(shape) != len(after) for shape in call.operands):  # an empty one of no shape, which eager allows
         return _nothing_split(call)
-    pieces = [shape[at] for shape in call.operands]
     labels, named = _but(after, at, whole=False)
-    if all(same_size(pieces[0], size) for size in pieces):
-        inner = labels.name("part", pieces[0])
-        outer = labels.name("piece", len(pieces), whole=True)
-        result = (*named[:at], (*outer, *inner), *named[at + 1 :])
-        operands = [(*named[:at], inner, *named[at + 1 :])] * len(pieces)
-    else:
-        result = (*named[:at], labels.apart(after[at]), *named[at + 1 :])
-        operands = [(*named[:at], labels.apart(size), *named[at + 1 :]) for size in pieces]
-    return labels.signature(operands, [result], linear=[frozenset(range(len(operands)))])
+    joined, pieces = _pieces(labels, after[at], [shape[at] for shape in call.operands])
+    operands = [_with(named, at, piece) for piece in pieces]
+    return labels.signature(operands, [_with(named, at, joined)], linear=[frozenset(range(len(operands)))])
+
+
+def _pieces(labels: Labels, size: int, pieces: Sequence[int]) -> tuple[Dimension, list[Dimension]]:
+    """A dimension, and what it is cut into."""
+    if all(same_size(pieces[0], piece) for piece in pieces):
+        part = labels.name("part", pieces[0])
+        return labels.name("piece", len(pieces), whole=True) + part, [part] * len(pieces)
+    return labels.apart(size), [labels.apart(piece) for piece in pieces]
+
+
+def _with(named: Dimensions, at: int, dimension: Dimension) -> Dimensions:
+    return (*named[:at], dimension, *named[at + 1 :])
 
 
 def stack(call: Call) -> Signature | None:
@@ -232,10 +238,9 @@ def repeat_interleave(call: Call) -> Signature | None:
 def scatter_slice(call: Call) -> Signature | None:
     """``a b, a c -> a b``: a piece is put in the place of another."""
     before, piece = call.operands
-    labels, named = _but(before, call["dim"] % len(before))
     at = call["dim"] % len(before)
-    put = (*named[:at], labels.apart(piece[at]), *named[at + 1 :])
-    return labels.signature([named, put], [named], linear=[frozenset({0, 1})])
+    labels, named = _but(before, at)
+    return labels.signature([named, _with(named, at, labels.apart(piece[at]))], [named], linear=[frozenset({0, 1})])
 
 
 def scatter_select(call: Call) -> Signature | None:
@@ -278,6 +283,7 @@ RULES: Mapping[object, Rule] = {
     **dict.fromkeys((aten.slice, aten.narrow), cut),
     aten.broadcast_tensors: broadcast_tensors,
     aten.diff: difference,
+    aten.glu: glu,
     aten.select: select,
     aten.squeeze: squeeze,
     aten.unbind: unbind,

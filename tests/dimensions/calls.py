@@ -182,6 +182,7 @@ def split(draw: Draw) -> Call:
         (aten.split_with_sizes.default, real(*shape), [piece, rest], at),
         (aten.split_with_sizes.default, real(*shape), [piece] * count, at),
         (aten.chunk.default, real(*shape), count, at),
+        (aten.glu.default, torch.cat([real(*shape)] * 2, at), at),
     ]
     return draw(st.sampled_from(made))
 
@@ -300,6 +301,7 @@ def normalized(draw: Draw) -> Call:
         (aten.native_layer_norm.default, x, last, real(*last), None, 1e-5),
         (aten.rms_norm.default, x, last, real(*last)),
         (aten.group_norm.default, x, draw(st.sampled_from([1, c])), real(c), real(c)),
+        (aten.prelu.default, x, real(c)),
         (aten.softmax.int, x, _dim(draw, shape)),
         (aten.log_softmax.int, x, _dim(draw, shape)),
         (aten._native_batch_norm_legit_functional.default, x, real(c), real(c), *running),
@@ -339,6 +341,9 @@ def looked_up(draw: Draw) -> Call:
         (aten.index.Tensor, x, [*[None] * at, indices(size, *few)]),
         (aten.index_put.default, x, [*[None] * at, indices(size, 1)], real(*shape[:at], 1, *shape[at + 1 :])),
         (aten.one_hot.default, indices(4, *few), 4),
+        (aten.isin.Tensor_Tensor, indices(4, *few), indices(4, size)),
+        (aten.bucketize.Tensor, x, real(size).sort().values),
+        (aten.searchsorted.Tensor, real(size).sort().values, x),
     ]
     return draw(st.sampled_from(made))
 

@@ -107,6 +107,13 @@ def test_causal_attention_and_dropout_are_not_simply_split() -> None:
     assert dropping is not None and dropping.localized == {"d0", "h", "s", "e"} and dropping.linear == ()
 
 
+def test_dropout_is_random_in_training_alone() -> None:
+    calls = [node_of(aten.dropout.default, real(2, 3), 0.5, train) for train in (False, True)]
+    idle, drawn = map(signature_of, calls)
+    assert idle is not None and not idle.localized and idle.linear == (frozenset({0}),)
+    assert drawn is not None and drawn.localized == {"d0", "d1"} and not drawn.linear
+
+
 def test_an_operator_that_nobody_described_has_no_signature() -> None:
     assert signature_of(node_of(aten.linalg_svdvals.default, real(3, 3))) is None
     assert signature_of(node_of(aten.index.Tensor, real(3), [real(3) > 0])) is None  # its shape depends on values
