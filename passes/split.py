@@ -15,24 +15,34 @@ from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.rewrite import remove_dead
 from graphopt.passes.split_rewrite import rewrite
-from graphopt.passes.split_rules import WeightRules
+from graphopt.passes.split_rules import SequenceRules, WeightRules
 from graphopt.passes.split_styles import Style, keep_styled
+
+ALONG = ("weights", "sequence", "heads")
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """axis: of the mesh. sequence: also along the sequence, between products (Korthikanti et al. 2022).
+    """axis: of the mesh.
 
+    along: ``weights``, their columns and rows (Shoeybi et al. 2019), ``sequence``, or ``heads``: the sequence, and in
+        attention its heads (Jacobs et al. 2023).
+    sequence: between products whose weights are split, along the sequence (Korthikanti et al. 2022).
     column, row, whole: patterns of modules, joined by ``|``, whose products are to be split in that style.
     strict: raise PassError for what cannot be as they say.
     """
 
     axis: str = "tp"
+    along: str = "weights"
     sequence: bool = False
     column: str = ""
     row: str = ""
     whole: str = ""
     strict: bool = True
+
+    def __post_init__(self) -> None:
+        if self.along not in ALONG:
+            raise PassError(f"split: along={self.along} is not one of {', '.join(ALONG)}; {nearest(self.along, ALONG)}")
 
     @property
     def patterns(self) -> dict[str, Style]:
@@ -63,16 +73,17 @@ class SplitAlong(Pass):
         ranks = context.mesh[axis]
         if ranks == 1:
             return False
-        rules = WeightRules(program, ranks, self.options.sequence)
-        space = space_of(program, ranks, rules.may_cut, _lying(program, context, axis))
-        styled = keep_styled(space, rules.weighted, self.options.patterns, strict=self.options.strict)
+        rules = self._rules(program, ranks)
+        lying = _lying(program, context, axis, whole=rules.keeps_weights_whole)
+        space = space_of(program, ranks, rules.may_cut, lying)
+        styled = keep_styled(space, rules.classes.weighted, self.options.patterns, strict=self.options.strict)
         choice = best_choice(program, space, context.hardware, axis, rules.is_wanted)
-        products = [strategy for node, strategy in choice.strategies.items() if node in rules.weighted]
+        products = [strategy for node, strategy in choice.strategies.items() if node in rules.classes.weighted]
         count = sum(strategy.cut is not None for strategy in products)
         if not count:
             raise PassError(
-                f"split: nothing of the model can be split over the {ranks} ranks of {axis}: no dimension of its "
-                f"{len(products)} products with weights has {ranks} parts; choose {axis}=1"
+                f"split: nothing can be split over the {ranks} ranks of {axis}: none of the model's {len(products)} products "
+                f"with weights can run on {ranks} parts along {self.options.along}; choose {axis}=1"
             )
         _set_layouts(program, context, axis, choice)
         moved = rewrite(program, context, space, choice, axis, self.name)
@@ -82,9 +93,16 @@ class SplitAlong(Pass):
             context.statistics.update(replicated=", ".join(unknown))
         return True
 
+    def _rules(self, program: Program, ranks: int) -> WeightRules | SequenceRules:
+        if self.options.along == "weights":
+            return WeightRules(program, ranks, self.options.sequence)
+        return SequenceRules(program, ranks, self.options.along == "heads")
 
-def _lying(program: Program, context: PassContext, axis: str) -> dict[str, Form]:
-    """How the parameters lie over the axis, if that is decided."""
+
+def _lying(program: Program, context: PassContext, axis: str, *, whole: bool) -> dict[str, Form]:
+    """How the parameters lie over the axis, if that is decided, or if they are to stay whole."""
+    if whole:
+        return {role.name: REPLICATED for role, _ in program.nodes_of(InputKind.PARAMETER)}
     if context.decided is None:
         return {}
     found: dict[str, Form] = {}

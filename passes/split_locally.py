@@ -117,7 +117,43 @@ def _dropout(local: Local) -> Results:
     return [local.call(aten.mul.Tensor, value, scale), mask]
 
 
+def _attention(local: Local) -> Results:
+    """Of the rank's queries to all keys, the mask made for where those queries stand."""
+    query, key, value = local.operands
+    rows, columns = query.meta["val"].shape[-2], key.meta["val"].shape[-2]
+    device = query.meta["val"].device
+    row = local.call(aten.add.Tensor, local.call(aten.arange.default, rows, device=device), local.first_row())
+    column = local.call(aten.arange.default, columns, device=device)
+    mask = local.call(aten.ge.Tensor, local.call(aten.unsqueeze.default, row, 1), column)
+    more = {name: local.given(name) for name in ("scale", "enable_gqa")}
+    attend = aten.scaled_dot_product_attention.default
+    return [local.call(attend, query, key, value, mask, 0.0, False, **more)]
+
+
+def _is_causal_alone(node: fx.Node, signature: Signature, cut: Cut) -> bool:
+    """Along the queries, without dropout."""
+    given = (
+        argument(_operator(node), name, node.args, node.kwargs) for name in ("is_causal", "dropout_p", "attn_mask")
+    )
+    return tuple(given) == (True, 0.0, None) and cut.blocks == 1
+
+
 def _cross_entropy(local: Local) -> Results:
+    """Of the rank's part of the classes, or of the tokens."""
+    is_of_classes = local.cut.label in local.signature.operands[0][_class_dim(local.operands[0])]
+    return [_over_classes(local) if is_of_classes else _over_tokens(local)]
+
+
+def _over_tokens(local: Local) -> fx.Node:
+    """The sum over the rank's tokens, over the number of tokens of all ranks that count."""
+    logits, target = local.operands
+    smoothing, ignored = local.given("label_smoothing") or 0.0, local.given("ignore_index")
+    total = local.call(aten.cross_entropy_loss.default, logits, target, None, _SUM, ignored, smoothing)
+    counted = local.call(aten.sum.default, local.call(aten.ne.Scalar, target, ignored))
+    return local.call(aten.div.Tensor, total, local.call(LEAVE, counted, local.axis))
+
+
+def _over_classes(local: Local) -> fx.Node:
     """Of logits of which each rank has some classes: three numbers a token are summed, and no logit moves.
 
     The log of the sum of exponentials, less the logit of the target (Shoeybi et al. 2019, section 3); with smoothing,
@@ -151,7 +187,7 @@ def _cross_entropy(local: Local) -> Results:
     reduced = _reduced_loss(local, loss, target)
     if reduced.meta["val"].dtype != dtype:
         reduced = call(aten._to_copy.default, reduced, dtype=dtype)
-    return [call(FIRST, reduced, local.axis)]
+    return call(FIRST, reduced, local.axis)
 
 
 def _without_filling(local: Local, logits: fx.Node, dim: int, classes: int) -> fx.Node:
@@ -190,21 +226,25 @@ def _class_dim(logits: fx.Node) -> int:
 
 
 def _is_plain_cross_entropy(node: fx.Node, signature: Signature, cut: Cut) -> bool:
-    """Over classes, without weights of theirs, of targets that are numbers of classes."""
+    """Of targets that are numbers of classes, these without weights; over classes, or the mean over tokens."""
     operands = operands_of(node)
     if len(operands) != 2 or operands[1].meta["val"].is_floating_point():
         return False
+    if cut.label not in signature.operands[0][_class_dim(operands[0])]:
+        is_mean = argument(_operator(node), "reduction", node.args, node.kwargs) == _MEAN
+        return is_mean and signature.sizes[cut.label] // cut.blocks % cut.chunk == 0
     is_smoothed = bool(argument(_operator(node), "label_smoothing", node.args, node.kwargs))
     if is_smoothed and signature.sizes[cut.label] % cut.chunk:  # what fills up the last part would count in the mean
         return False
     return cut.blocks == 1 and cut.label in signature.operands[0][_class_dim(operands[0])]
 
 
-_NONE, _SUM = 0, 2  # of at::Reduction
+_NONE, _MEAN, _SUM = 0, 1, 2  # of at::Reduction
 _RULES: dict[object, _Rule] = {
     aten.embedding.default: _Rule(_embedding, lambda node, signature, cut: cut.blocks == 1),
     aten.mean.dim: _Rule(_mean),
     aten.mean.default: _Rule(_mean),
     aten.native_dropout.default: _Rule(_dropout),
+    aten.scaled_dot_product_attention.default: _Rule(_attention, _is_causal_alone),
     aten.cross_entropy_loss.default: _Rule(_cross_entropy, _is_plain_cross_entropy),
 }

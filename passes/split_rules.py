@@ -1,4 +1,6 @@
-"""What the pass `split` may cut, and what it is there to cut."""
+"""What the pass `split` may cut over an axis, and what the axis is there for."""
+
+from abc import ABC, abstractmethod
 
 from torch import fx
 
@@ -9,26 +11,21 @@ from graphopt.ir import Program
 from graphopt.passes.split_locally import can_be_localized
 
 
-class WeightRules:
-    """Of an axis that splits weights: their dimensions in products, and none that an argument of the model has.
+class Rules(ABC):
+    """Of one axis: which calls may run on which parts.
 
-    sequence: the sequence too, so that what lies between products is not computed by all ranks.
+    Dimensions are told apart by their class (`graphopt.dimensions.classes`). A cut in several blocks is always one of a
+    neighbour's, and as good as that.
     """
 
-    def __init__(self, program: Program, ranks: int, sequence: bool) -> None:
+    def __init__(self, program: Program, ranks: int) -> None:
         self._ranks = ranks
-        self._sequence = sequence
-        self._classes = DimensionClasses(program)
+        self.classes = DimensionClasses(program)
         self._allowed: dict[tuple[fx.Node, str], bool] = {}
-
-    @property
-    def weighted(self) -> set[fx.Node]:
-        """Products with weights: what the axis is there to split."""
-        return self._classes.weighted
 
     def is_wanted(self, node: fx.Node) -> bool:
         """Whether a call is work that no two ranks should do both: any product."""
-        return node in self._classes.products
+        return node in self.classes.products
 
     def may_cut(self, node: fx.Node, signature: Signature, cut: Cut) -> bool:
         """Whether a call may run on such parts."""
@@ -39,21 +36,50 @@ class WeightRules:
             return False
         key = (node, cut.label)
         if key not in self._allowed:
-            self._allowed[key] = self._is_allowed(node, signature, cut.label)
-        return self._allowed[key]
+            dims = self.classes.batch_dims(node, signature, cut.label)
+            self._allowed[key] = self._is_allowed(node, signature, cut.label, dims)
+        return cut.blocks > 1 or self._allowed[key]
 
-    def _is_allowed(self, node: fx.Node, signature: Signature, label: str) -> bool:
-        dims = self._classes.batch_dims(node, signature, label)
-        if self._sequence and 1 in dims and 0 not in dims:
-            return True
-        return not dims & {0, 1} and self._classes.is_of_weights(node, signature, label)
+    @abstractmethod
+    def _is_allowed(self, node: fx.Node, signature: Signature, label: str, dims: set[int]) -> bool:
+        """dims: of the model's arguments, those that are one with the label: 0 is the batch, 1 the sequence."""
 
     def _pads_with_zeros(self, node: fx.Node, signature: Signature, label: str) -> bool:
         """Whether what fills up the last part does not count: in a sum, it meets the zeros of a weight."""
         if not signature.is_reduced(label):
             return True
         return any(
-            self._classes.is_weight(operand)
+            self.classes.is_weight(operand)
             for index, (operand, dimensions) in enumerate(zip(operands_of(node), signature.operands, strict=True))
             if index not in signature.addends and any(label in dim for dim in dimensions)
         )
+
+
+class WeightRules(Rules):
+    """Dimensions of weights in products; with `sequence`, between products the sequence too."""
+
+    keeps_weights_whole = False
+
+    def __init__(self, program: Program, ranks: int, sequence: bool) -> None:
+        super().__init__(program, ranks)
+        self._sequence = sequence
+
+    def _is_allowed(self, node: fx.Node, signature: Signature, label: str, dims: set[int]) -> bool:
+        if self._sequence and 1 in dims and 0 not in dims:
+            return True
+        return not dims & {0, 1} and self.classes.is_of_weights(node, signature, label)
+
+
+class SequenceRules(Rules):
+    """The sequence; with `heads`, in attention its heads in place of it (Jacobs et al. 2023)."""
+
+    keeps_weights_whole = True
+
+    def __init__(self, program: Program, ranks: int, heads: bool) -> None:
+        super().__init__(program, ranks)
+        self._heads = heads
+
+    def _is_allowed(self, node: fx.Node, signature: Signature, label: str, dims: set[int]) -> bool:
+        if dims:
+            return 1 in dims and 0 not in dims
+        return self._heads and node not in self.classes.weighted and not signature.is_reduced(label)
