@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import fx, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -82,6 +84,19 @@ def test_versions_count_changes_in_place() -> None:
     value.add_(1)
     assert _torch.version_of(value) == before + 1
     assert _torch.version_of(_torch.local_tensor(value)) == before + 1
+
+
+def test_a_distributed_tensor_lies_as_another_in_place() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = DeviceMesh("cpu", [0])
+        kept = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Replicate()]))
+        other = DTensor.from_local(torch.zeros(4), mesh, [Shard(0)])
+        _torch.redistribute_in_place(kept, other)  # type: ignore[arg-type]
+        assert kept.placements == (Shard(0),) and kept.requires_grad  # type: ignore[attr-defined]
+        assert _torch.local_tensor(kept) is _torch.local_tensor(other)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_backward_pass_knows_whether_it_keeps_the_graph() -> None:
