@@ -24,9 +24,8 @@ def forward_program(entry: Entry) -> Program:
     return captured.program
 
 
-def distinct_calls(program: Program) -> Iterator[fx.Node]:
-    """Calls that give tensors, one of each operator, shapes and arguments."""
-    seen: set[str] = set()
+def distinct_calls(program: Program, seen: set[str]) -> Iterator[fx.Node]:
+    """Calls that give tensors, one of each operator, shapes and arguments that is not in `seen`, which grows."""
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
             continue
