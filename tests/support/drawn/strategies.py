@@ -135,7 +135,11 @@ def examples(
         ["canonicalize", "differentiate"] + ["precision"] * (precision is not None) + ["zero"] * (example.ranks > 1)
     )
     may_synchronize = whole_batch and example.is_mean_of_rows
-    fitting = {"rematerialize": example.has_repeated_layers, "synchronize_batch_norm": may_synchronize}
+    fitting = {
+        "rematerialize": example.has_repeated_layers,
+        "synchronize_batch_norm": may_synchronize,
+        "split": False,  # over another axis of the mesh than that of the batch
+    }
     others = [name for name in REGISTRY if fitting.get(name, True)]
     plan = Plan(
         mesh={"dp": example.ranks},
