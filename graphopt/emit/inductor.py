@@ -8,6 +8,7 @@ from graphopt._torch import FakeTensorMode, inductor_compile
 from graphopt.emit.module import EmittedFunction
 from graphopt.ir import Program
 from graphopt.ir.collectives import collective_of
+from graphopt.ir.moves import OF_RANK
 from graphopt.runtime.state import Runtime
 
 
@@ -27,10 +28,12 @@ def inductor_function(program: Program, fake_mode: FakeTensorMode) -> EmittedFun
 
 
 def _bound(program: Program, runtime: Runtime) -> fx.GraphModule:
-    """A copy of the program whose collectives name process groups instead of mesh axes."""
+    """A copy of the program for this rank: collectives name process groups instead of mesh axes."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(program.graph, {}))
     for node in graph.nodes:
         if collective_of(node) is not None:
             node.args = (*node.args[:-1], runtime.collectives.group_name(node.args[-1]))
+        elif node.target in OF_RANK:
+            node.target = getattr(runtime.parts, node.target.overloadpacket.__name__)
     return fx.GraphModule(program.module, graph)

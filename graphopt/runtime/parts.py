@@ -20,19 +20,14 @@ class Parts:
         whole: torch.Tensor = x.unflatten(dim, (blocks, x.shape[dim] // blocks))
         first, size = self._rows(whole.shape[dim + 1], chunk, axis)
         own = whole.narrow(dim + 1, first, size)
-        if size == chunk:
-            return own.clone(memory_format=torch.contiguous_format).flatten(dim, dim + 1)
-        part = own.new_zeros(*own.shape[: dim + 1], chunk, *own.shape[dim + 2 :])
-        part.narrow(dim + 1, 0, size).copy_(own)
-        return part.flatten(dim, dim + 1)
+        return self._among_zeros(own, dim + 1, 0, chunk - size).flatten(dim, dim + 1)
 
     def placed(self, x: torch.Tensor, dim: int, blocks: int, extent: int, ranks: int, axis: str) -> torch.Tensor:
         """[.., blocks * chunk, ..] -> [.., blocks * extent, ..]: where it was taken from, zeros elsewhere."""
         part: torch.Tensor = x.unflatten(dim, (blocks, x.shape[dim] // blocks))
         first, size = self._rows(extent, part.shape[dim + 1], axis)
-        whole = part.new_zeros(*part.shape[: dim + 1], extent, *part.shape[dim + 2 :])
-        whole.narrow(dim + 1, first, size).copy_(part.narrow(dim + 1, 0, size))
-        return whole.flatten(dim, dim + 1)
+        own = part.narrow(dim + 1, 0, size)
+        return self._among_zeros(own, dim + 1, first, extent - first - size).flatten(dim, dim + 1)
 
     def on_first(self, x: torch.Tensor, axis: str) -> torch.Tensor:
         """On rank 0 the value, zeros on the others, in new memory."""
@@ -42,3 +37,9 @@ class Parts:
         """First row of a block that this rank holds, and how many it holds."""
         first = min(self._rank(axis) * chunk, extent)
         return first, min(chunk, extent - first)
+
+    @staticmethod
+    def _among_zeros(x: torch.Tensor, dim: int, before: int, after: int) -> torch.Tensor:
+        """A contiguous copy with so many rows of zeros before and after."""
+        padding = [0, 0] * (x.dim() - 1 - dim) + [before, after]
+        return torch.nn.functional.pad(x, padding).contiguous()
