@@ -232,7 +232,7 @@ def test_layers_are_split_before_gradients_are_made() -> None:
 
 
 def test_a_program_takes_parameters_to_lie_as_they_do() -> None:
-    call = (Columns(), (torch.randn(4, 6),), {}, Plan(mesh={"dp": 2, "tp": 2}, zero=3).resolve(4))
+    call: tuple[Any, ...] = (Columns(), (torch.randn(4, 6),), {}, Plan(mesh={"dp": 2, "tp": 2}, zero=3).resolve(4))
     seen: dict[str, ParameterLayout] = {}
     made = lower(*call, layouts=seen, registry=BY_HAND)
     assert made.layouts is seen and seen["grid"].shape == (3, 4) and seen["grid"].whole_shape == (3, 8)
