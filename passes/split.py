@@ -82,8 +82,8 @@ class SplitAlong(Pass):
         count = sum(strategy.cut is not None for strategy in products)
         if not count:
             raise PassError(
-                f"split: nothing can be split over the {ranks} ranks of {axis}: none of the model's {len(products)} products "
-                f"with weights can run on {ranks} parts along {self.options.along}; choose {axis}=1"
+                f"split: nothing can be split over the {ranks} ranks of {axis}: along {self.options.along}, none "
+                f"of the {len(products)} products with weights can run on {ranks} parts; choose {axis}=1"
             )
         _set_layouts(program, context, axis, choice)
         moved = rewrite(program, context, space, choice, axis, self.name)

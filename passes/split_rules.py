@@ -82,4 +82,6 @@ class SequenceRules(Rules):
     def _is_allowed(self, node: fx.Node, signature: Signature, label: str, dims: set[int]) -> bool:
         if dims:
             return 1 in dims and 0 not in dims
+        if not self.classes.is_of_weights(node, signature, label):
+            return True  # a sequence that the model makes itself: shifted, or of patches
         return self._heads and node not in self.classes.weighted and not signature.is_reduced(label)

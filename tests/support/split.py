@@ -59,7 +59,9 @@ class SplitProgram:
         return loss[0], gradients
 
 
-def split_program(model: nn.Module, batch: dict[str, Any], ranks: int, options: str = "") -> SplitProgram:
+def split_program(
+    model: nn.Module, batch: dict[str, Any], ranks: int, options: str = "", hardware: str = "cpu"
+) -> SplitProgram:
     """A model's step, split over `ranks` of `tp` and verified after each pass."""
     tensors, spec = flatten_call((), batch)
     captured = capture(model, tensors, spec, tensor_names(model.forward, (), batch))
@@ -74,7 +76,7 @@ def split_program(model: nn.Module, batch: dict[str, Any], ranks: int, options: 
         mesh={"dp": 1, "tp": ranks},
         layouts=layouts,
         gradient_outputs=tuple(value.is_floating_point() and value.dim() == 0 for value in users),
-        hardware=PRESETS["cpu"],
+        hardware=PRESETS[hardware],
     )
     pipeline = Pipeline.parse(f"canonicalize,split{{axis=tp{options}}},differentiate", REGISTRY)
     records = pipeline.run(program, context, verify=True)
