@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from graphopt.emit.inductor import inductor_function
 from graphopt.emit.module import load_source, write_source
 from graphopt.emit.source import python_source
 from graphopt.inspect.exchanges import Exchanges
@@ -79,6 +80,15 @@ def test_emitted_moves_give_the_bits_of_the_simulator(
     assert torch.equal(image[0], _inputs(world)[0][0]) and torch.equal(gradient[0], _inputs(world)[1][0])
     for rank, found in enumerate(ranks(world).run(_run, share_memory)):
         assert torch.equal(found[0], image[rank]) and torch.equal(found[1], gradient[rank])
+
+
+def test_inductor_compiles_what_is_of_the_rank_alone() -> None:
+    program, mode = forward(SHAPE, [(moves.PART, (1, 2, 2, 2, "tp", True))])
+    step(program, mode, {"tp": 2})
+    value, tangent = torch.randn(SHAPE).double(), torch.randn(8, 4, 5).double()
+    image, gradient = inductor_function(program, mode)([value, tangent], SimpleNamespace(parts=Parts(lambda axis: 1)))
+    assert torch.equal(image[:, ::2], value[:, 2::3]) and not image[:, 1::2].any()
+    assert torch.equal(gradient[:, 2::3], tangent[:, ::2]) and not gradient[:, [0, 1, 3, 4]].any()
 
 
 def _values(rank: int, rows: int, dtype: torch.dtype) -> torch.Tensor:
