@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from graphopt._torch import compiled_call, install_compiled_call
 from graphopt.capture.arguments import flatten_call, tensor_names
+from graphopt.capture.authored import authored_styles
 from graphopt.capture.export import Capture, capture
 from graphopt.capture.guards import AttributeGuard, ModelState, ShapeGuard
 from graphopt.capture.surroundings import Surroundings
@@ -42,7 +43,7 @@ from graphopt.runtime.mesh import device_mesh, world_size
 from graphopt.runtime.parameters import accept_whole_state, choose_layouts, lay_out, move_parameters, replicate, slots
 from graphopt.runtime.state import Runtime
 
-_SPLIT_AXES = ("tp",)
+_SPLIT_AXES = {"sp": "heads", "cp": "sequence", "tp": "weights"}  # along what
 Layouts = dict[str, ParameterLayout]
 
 
@@ -131,15 +132,18 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def pipeline_text(plan: Plan) -> str:
-    """The textual pipeline that a resolved plan stands for."""
+def pipeline_text(plan: Plan, likely: Mapping[str, str] | None = None) -> str:
+    """The textual pipeline that a resolved plan stands for.
+
+    likely: patterns of modules -> how the model's author would split them.
+    """
     if plan.passes is not None:
         return plan.passes
     ranks = plan.data_parallel_ranks
     steps = ["canonicalize"]
     if plan.batch_norm == "global" and ranks > 1:
         steps.append("synchronize_batch_norm")
-    steps += [f"split{{axis={axis}}}" for axis in plan.model_axes]
+    steps += [_split_text(plan, axis, likely or {}) for axis in plan.model_axes]
     steps.append("differentiate")
     if plan.precision is not None:
         steps.append("precision")
@@ -160,8 +164,10 @@ def pipeline_text(plan: Plan) -> str:
     return ",".join(steps)
 
 
-def planned_pipeline(plan: Plan, registry: Mapping[str, type[Pass]] = REGISTRY) -> Pipeline:
-    """The passes of a resolved plan.
+def planned_pipeline(
+    plan: Plan, registry: Mapping[str, type[Pass]] = REGISTRY, likely: Mapping[str, str] | None = None
+) -> Pipeline:
+    """The passes of a resolved plan; likely: as in `pipeline_text`.
 
     Raises PassError if they cannot run, or do not lead to the step it asks for; PlanError for an axis that no pass
     splits layers over.
@@ -171,7 +177,7 @@ def planned_pipeline(plan: Plan, registry: Mapping[str, type[Pass]] = REGISTRY) 
             raise PlanError(
                 f"mesh.{axis}={plan.mesh[axis]}: this version splits no layer over {axis}; {nearest(axis, _SPLIT_AXES)}"
             )
-    pipeline = Pipeline.parse(pipeline_text(plan), registry)
+    pipeline = Pipeline.parse(pipeline_text(plan, likely), registry)
     if pipeline.check(Level.FORWARD) is not Level.STEP:
         raise PassError(f"the pipeline {str(pipeline)!r} leaves a program without gradients; add differentiate to it")
     names = {step.name for step in pipeline.passes}
@@ -203,6 +209,24 @@ def _remat_text(remat: Remat, offload: Offload | None) -> str:
         f"{name}={'|'.join(kept)}" for name, kept in (("keep", remat.keep), ("keep_ops", remat.keep_ops)) if kept
     ]
     return f"rematerialize{{{','.join(options)}}}"
+
+
+def _split_text(plan: Plan, axis: str, likely: Mapping[str, str]) -> str:
+    options = [f"axis={axis}"]
+    if _SPLIT_AXES[axis] != "weights":
+        options.append(f"along={_SPLIT_AXES[axis]}")
+    else:
+        options += ["sequence=true"] if plan.tensor.sequence else []
+        options += _styles_text(plan.tensor.patterns, "")
+        options += _styles_text(likely, "likely_") if plan.tensor.use_model_plan else []
+    return f"split{{{','.join(options)}}}"
+
+
+def _styles_text(patterns: Mapping[str, str], prefix: str) -> list[str]:
+    styles: dict[str, list[str]] = {}
+    for pattern, style in patterns.items():
+        styles.setdefault(style, []).append(pattern)
+    return [f"{prefix}{style}={'|'.join(found)}" for style, found in styles.items()]
 
 
 def _zero_text(plan: Plan) -> str:
@@ -250,7 +274,7 @@ def lower(
     registry: the passes that the plan's pipeline may name.
     """
     started = time.perf_counter()
-    pipeline = planned_pipeline(plan, registry)
+    pipeline = planned_pipeline(plan, registry, authored_styles(model))
     layouts = {} if layouts is None else layouts
     layouts.update(choose_layouts(model, plan))
     captured = _capture(model, args, kwargs, plan)

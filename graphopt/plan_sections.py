@@ -22,7 +22,7 @@ from graphopt.plan_checks import (
 _BYTES = {"bytes": True}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PLACES = ("host", "disk")
-KINDS = ("column", "row", "whole", "vocabulary")
+KINDS = ("column", "row", "whole")
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,9 @@ class Tensor:
 
     sequence: whether activations between the split regions are split as well, along the sequence (Korthikanti et al.
         2022).
-    patterns: of module names (as in fnmatch) -> how what the module holds is split: ``"column"``, ``"row"``,
-        ``"vocabulary"``, or ``"whole"`` for not at all. What matches none is decided from the graph.
+    patterns: of module names (as in fnmatch) -> how products with the module's weights are split: ``"column"``, along
+        what they give, ``"row"``, along what they sum over or look up in, or ``"whole"``, not at all. What matches none
+        is decided from the graph.
     use_model_plan: whether the plan that a model of Transformers comes with (`tp_plan`) is followed; patterns go first.
     """
 

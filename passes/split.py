@@ -29,7 +29,7 @@ class SplitOptions:
         attention its heads (Jacobs et al. 2023).
     sequence: between products whose weights are split, along the sequence (Korthikanti et al. 2022).
     column, row, whole: patterns of modules, joined by ``|``, whose products are to be split in that style.
-    strict: raise PassError for what cannot be as they say.
+    likely_column, likely_row: those that are followed where that can be.
     """
 
     axis: str = "tp"
@@ -38,7 +38,8 @@ class SplitOptions:
     column: str = ""
     row: str = ""
     whole: str = ""
-    strict: bool = True
+    likely_column: str = ""
+    likely_row: str = ""
 
     def __post_init__(self) -> None:
         if self.along not in ALONG:
@@ -49,11 +50,21 @@ class SplitOptions:
         """The style of each pattern. Raises PassError for one that is given two."""
         found: dict[str, Style] = {}
         for style in Style:
-            for pattern in filter(None, getattr(self, style.value).split("|")):
+            for pattern in _listed(getattr(self, style.value)):
                 if pattern in found:
                     raise PassError(f"split: {pattern!r} is to be {found[pattern].value} and {style.value}; say one")
                 found[pattern] = style
         return found
+
+    @property
+    def likely(self) -> dict[str, Style]:
+        """The style of each pattern that need not be followed."""
+        columns, rows = _listed(self.likely_column), _listed(self.likely_row)
+        return dict.fromkeys(columns, Style.COLUMN) | dict.fromkeys(rows, Style.ROW)
+
+
+def _listed(patterns: str) -> list[str]:
+    return [pattern for pattern in patterns.split("|") if pattern]
 
 
 class SplitAlong(Pass):
@@ -76,7 +87,8 @@ class SplitAlong(Pass):
         rules = self._rules(program, ranks)
         lying = _lying(program, context, axis, whole=rules.keeps_weights_whole)
         space = space_of(program, ranks, rules.may_cut, lying)
-        styled = keep_styled(space, rules.classes.weighted, self.options.patterns, strict=self.options.strict)
+        styled = keep_styled(space, rules.classes.weighted, self.options.patterns, strict=True)
+        styled += keep_styled(space, rules.classes.weighted, self.options.likely, strict=False)
         choice = best_choice(program, space, context.hardware, axis, rules.is_wanted)
         products = [strategy for node, strategy in choice.strategies.items() if node in rules.classes.weighted]
         count = sum(strategy.cut is not None for strategy in products)

@@ -23,7 +23,7 @@ plans = st.builds(
     tensor=st.builds(
         Tensor,
         sequence=st.booleans(),
-        patterns=st.dictionaries(_names, st.sampled_from(["column", "row", "whole", "vocabulary"]), max_size=3),
+        patterns=st.dictionaries(_names, st.sampled_from(["column", "row", "whole"]), max_size=3),
         use_model_plan=st.booleans(),
     ),
     precision=st.sampled_from([None, "bf16", {"compute": "bf16", "reduce": "bf16"}]),

@@ -11,6 +11,7 @@ from graphopt.dimensions.space import Value, is_item, value_of
 from graphopt.dimensions.table import signature_of
 from graphopt.ir import InputKind, Program
 from graphopt.ir.effects import is_view
+from graphopt.ir.moves import MOVES
 
 Place = tuple[Value, int]  # a value, and which of its dimensions
 
@@ -52,8 +53,8 @@ class DimensionClasses:
         return not self._of_weights.isdisjoint(self._roots(node, signature, label))
 
     def is_weight(self, node: fx.Node) -> bool:
-        """Whether a node is a parameter, or a view of one."""
-        while node.op == "call_function" and is_view(node) and node.all_input_nodes:
+        """Whether a node is a parameter, seen through views and moves over other axes."""
+        while node.op == "call_function" and (is_view(node) or node.target in MOVES) and node.all_input_nodes:
             node = node.all_input_nodes[0]
         return node in self._parameters
 
