@@ -1,39 +1,66 @@
-"""Training with layers split over ranks equals eager training, for every architecture and ZeRO stage."""
+"""Training with layers split over ranks equals eager training, for every architecture, axis and ZeRO stage."""
 
 import pytest
 import torch
 
 import graphopt
+from graphopt import Plan
 from tests.support.training import Trained, distance, train
 from tests.support.zoo import ZOO
 
 BOUND = 2e-6
+PAIRS = ["tp=2", "cp=2"]
+OTHER_PAIRS = ["sp=2", "tp=2,tensor.sequence=true", "tp=2,remat=full", "tp=2,offload=host,offload.least_bytes=0"]
+FOURS = ["dp=2,tp=2,zero=3,zero.whole_below=64", "tp=4"]
+STAGES = [f"dp=2,tp=2,zero={stage},zero.whole_below=64" for stage in range(3)]
+PRODUCTS = ["cp=2,tp=2", "tp=2,sp=2", "dp=2,cp=2,zero=3,zero.whole_below=64", "cp=4"]
 
 
 def _train(rank: int, world: int, name: str, plans: list[str]) -> tuple[list[Trained], Trained]:
     entry = ZOO[name]
     results = []
-    for plan in plans:
+    for text in plans:
         torch.manual_seed(0)
         model, batch = entry.build().train(), entry.batch()
+        plan = Plan.parse(text).resolve(world)
+        replicas = plan.data_parallel_ranks
         compiled = graphopt.compile(model, plan)
-        data_ranks = int(plan[3]) if plan.startswith("dp=") else 1
-        results.append(train(compiled, entry.part(batch, rank // (world // data_ranks), data_ranks)))
+        results.append(train(compiled, entry.part(batch, rank * replicas // world, replicas)))
     torch.manual_seed(0)
     model, batch = entry.build().train(), entry.batch()
     return results, train(model, batch)
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_split_layers_train_as_eager_does(ranks, name: str) -> None:
-    plans = ["tp=2"]
-    for found, eager in ranks(2).run(_train, name, plans):
-        assert [distance(each, eager) for each in found] <= [BOUND] * len(plans)
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_split_layers_train_in_every_zero_stage(ranks, name: str) -> None:
-    plans = [f"dp=2,tp=2,zero={stage},zero.whole_below=64" for stage in range(4)] + ["tp=4"]
-    for found, eager in ranks(4).run(_train, name, plans):
+def _check(answers: list[tuple[list[Trained], Trained]], plans: list[str]) -> None:
+    for found, eager in answers:
         for plan, each in zip(plans, found, strict=True):
             assert distance(each, eager) <= BOUND, plan
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_two_ranks(ranks, name: str) -> None:
+    _check(ranks(2).run(_train, name, PAIRS), PAIRS)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "mixtral"])
+def test_four_ranks(ranks, name: str) -> None:
+    _check(ranks(4).run(_train, name, FOURS), FOURS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ZOO)
+def test_two_ranks_in_every_way(ranks, name: str) -> None:
+    _check(ranks(2).run(_train, name, OTHER_PAIRS), OTHER_PAIRS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ZOO)
+def test_four_ranks_in_every_way(ranks, name: str) -> None:
+    plans = [*FOURS, *STAGES, *PRODUCTS]
+    _check(ranks(4).run(_train, name, plans, timeout=900), plans)
+
+
+@pytest.mark.long
+def test_eight_ranks(ranks) -> None:
+    plans = ["dp=2,cp=2,tp=2,zero=3,zero.whole_below=64", "dp=2,tp=4,zero=1,zero.whole_below=64"]
+    _check(ranks(8).run(_train, "llama", plans, timeout=900), plans)
