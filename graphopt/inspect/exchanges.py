@@ -23,7 +23,7 @@ class Exchanges:
     def __init__(self, mesh: Mapping[str, int]) -> None:
         self._axes = list(mesh)
         self._places = list(itertools.product(*(range(size) for size in mesh.values())))
-        self.parts = [Parts(functools.partial(self._index, rank)) for rank in range(len(self._places))]
+        self.parts = [Parts(functools.partial(self.index, rank)) for rank in range(len(self._places))]
 
     @property
     def ranks(self) -> int:
@@ -39,7 +39,7 @@ class Exchanges:
         total = self.reduced(value, axis, collective.reduction or "sum")
         if collective.kind == "all-reduce":
             return total
-        return [total[rank].chunk(len(self._group(rank, axis)))[self._index(rank, axis)].clone() for rank in self._all]
+        return [total[rank].chunk(len(self._group(rank, axis)))[self.index(rank, axis)].clone() for rank in self._all]
 
     def gathered(self, value: Values, dim: int, axis: str) -> Values:
         """The values of an axis's ranks end to end."""
@@ -55,7 +55,7 @@ class Exchanges:
         found = []
         for rank in self._all:
             group = self._group(rank, axis)
-            parts = [value[other].chunk(len(group), split_dim)[self._index(rank, axis)] for other in group]
+            parts = [value[other].chunk(len(group), split_dim)[self.index(rank, axis)] for other in group]
             found.append(torch.cat(parts, gather_dim))
         return found
 
@@ -73,8 +73,9 @@ class Exchanges:
     def _all(self) -> range:
         return range(self.ranks)
 
-    def _index(self, rank: int, axis: str) -> int:
-        return self._places[rank][self._axes.index(axis)]
+    def index(self, rank: int, axis: str) -> int:
+        """The place of a rank on an axis; 0 on one that the mesh has not."""
+        return self._places[rank][self._axes.index(axis)] if axis in self._axes else 0
 
     def _group(self, rank: int, axis: str) -> list[int]:
         """The ranks that differ from `rank` on `axis` alone, in order."""

@@ -15,7 +15,10 @@ from graphopt.ir.effects import draws
 
 
 class SeededDraws(TorchDispatchMode):
-    """The n-th random operation of a rank draws the same numbers in every program, and in eager."""
+    """The n-th random operation of a rank draws the same numbers in every program, and in eager.
+
+    rank: the place on the data axis; the ranks of other axes draw alike.
+    """
 
     def __init__(self, rank: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -35,8 +38,9 @@ class SeededDraws(TorchDispatchMode):
 class Simulation:
     """All ranks of one program. mesh: axis name -> ranks, laid out with the first axis varying slowest."""
 
-    def __init__(self, program: Program, mesh: Mapping[str, int]) -> None:
+    def __init__(self, program: Program, mesh: Mapping[str, int], data_axis: str = "dp") -> None:
         self._program = program
+        self._data_axis = data_axis
         self._exchanges = Exchanges(mesh)
 
     @property
@@ -46,7 +50,7 @@ class Simulation:
     def run(self, inputs: list[Values]) -> Iterator[tuple[fx.Node, Values]]:
         """Every call in order, with its value on each rank; inputs: for each placeholder, its value on each rank."""
         values: dict[fx.Node, Values] = dict(zip(self._program.placeholders, inputs, strict=True))
-        draw = [SeededDraws(rank) for rank in range(self.ranks)]
+        draw = [SeededDraws(self._exchanges.index(rank, self._data_axis)) for rank in range(self.ranks)]
         for node in self._program.graph.nodes:
             if node.op == "call_function":
                 values[node] = self._call(node, values, draw)

@@ -1,5 +1,6 @@
 """Programs split over an axis, run on all its ranks in this process, beside the model as it is."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +9,41 @@ from torch import nn
 
 from graphopt.capture.arguments import flatten_call, tensor_names
 from graphopt.capture.export import capture
+from graphopt.capture.structure import take_apart
 from graphopt.cost.hardware import PRESETS
-from graphopt.inspect.simulate import Simulation
-from graphopt.ir import InputKind, OutputKind, ParameterLayout, Program
+from graphopt.inspect.simulate import SeededDraws, Simulation
+from graphopt.ir import InputKind, Output, OutputKind, ParameterLayout, Program
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import PassContext
 from graphopt.passes.pipeline import PassRecord, Pipeline
+
+
+@dataclass(frozen=True)
+class Step:
+    """users: what a model returns, in order. gradients: of parameters. buffers: those that change."""
+
+    users: list[torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
+
+    def distance(self, wanted: "Step") -> float:
+        """The largest relative difference of an output or a buffer, or of all gradients taken as one vector."""
+        pairs = [*zip(self.users, wanted.users, strict=True)]
+        pairs += [(buffer, wanted.buffers[name]) for name, buffer in self.buffers.items()]
+        pairs.append((_vector(self, wanted), _vector(wanted, wanted)))
+        return max(_relative(*pair) for pair in pairs)
+
+
+def eager_step(model: nn.Module, batch: dict[str, Any]) -> Step:
+    """What the model itself does, with the numbers that a simulation draws."""
+    model = copy.deepcopy(model)
+    outputs: list[torch.Tensor] = []
+    with SeededDraws(0):
+        take_apart(model(**batch), outputs)
+        losses = [output for output in outputs if _is_loss(output) and output.requires_grad]
+        torch.stack([loss.double() for loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return Step([output.detach() for output in outputs], gradients, dict(model.named_buffers()))
 
 
 @dataclass
@@ -32,8 +62,13 @@ class SplitProgram:
         """Of the pass `split`."""
         return next(record.statistics for record in self.records if record.name == "split")
 
-    def run(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss and whole gradients. Raises AssertionError where ranks disagree on what each holds whole."""
+    @property
+    def calls(self) -> list[str]:
+        """The operators of the program, in order."""
+        return [str(node.target) for node in self.program.compute_nodes()]
+
+    def run(self) -> Step:
+        """Outputs, buffers and whole gradients. Raises AssertionError where ranks disagree on what each holds whole."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
         batch = iter(self.batch)
         inputs: list[Any] = []
@@ -45,18 +80,22 @@ class SplitProgram:
                 inputs.append([parameters[role.name].clone() for _ in range(self.ranks)])
             elif role.kind is InputKind.CONSTANT:
                 inputs.append([self.program.constants[role.name]] * self.ranks)
+            elif role.kind is InputKind.BATCH:
+                inputs.append([next(batch).detach()] * self.ranks)
             else:
-                inputs.append([next(batch) if role.kind is InputKind.BATCH else torch.tensor(1.0)] * self.ranks)
+                users = [output.name for output in self.program.outputs if output.kind is OutputKind.USER]
+                node = self.program.results[users.index(role.name)]
+                assert node is not None
+                inputs.append([torch.ones((), dtype=node.meta["val"].dtype)] * self.ranks)
         values = dict(zip(self.program.placeholders, inputs, strict=True))
-        values |= dict(Simulation(self.program, {"tp": self.ranks}).run(inputs))
-        users = [values[node] for _, node in self.program.results_of(OutputKind.USER) if node is not None]
-        (loss,) = (value for value in users if value[0].dim() == 0)
-        assert all(torch.equal(each, loss[0]) for each in loss)
-        gradients = {}
-        for role, node in self.program.results_of(OutputKind.GRADIENT):
+        values |= dict(Simulation(self.program, {"dp": 1, "tp": self.ranks}).run(inputs))
+        found: dict[OutputKind, dict[str, torch.Tensor]] = {kind: {} for kind in OutputKind}
+        for role, node in zip(self.program.outputs, self.program.results, strict=True):
             if node is not None:
-                gradients[role.name] = _joined(values[node], self.layouts[role.name])
-        return loss[0], gradients
+                layout = self.layouts.get(role.name) if role.kind is OutputKind.GRADIENT else None
+                found[role.kind][role.name] = _joined(values[node], layout, role)
+        users = list(found[OutputKind.USER].values())
+        return Step(users, found[OutputKind.GRADIENT], found[OutputKind.BUFFER])
 
 
 def split_program(
@@ -75,7 +114,7 @@ def split_program(
         fake_mode=captured.fake_mode,
         mesh={"dp": 1, "tp": ranks},
         layouts=layouts,
-        gradient_outputs=tuple(value.is_floating_point() and value.dim() == 0 for value in users),
+        gradient_outputs=tuple(map(_is_loss, users)),
         hardware=PRESETS[hardware],
     )
     pipeline = Pipeline.parse(f"canonicalize,split{{axis=tp{options}}},differentiate", REGISTRY)
@@ -83,10 +122,29 @@ def split_program(
     return SplitProgram(program, layouts, records, ranks, tensors, model)
 
 
-def _joined(parts: list[torch.Tensor], layout: ParameterLayout) -> torch.Tensor:
+def _is_loss(value: torch.Tensor) -> bool:
+    return value.is_floating_point() and value.dim() == 0
+
+
+def _joined(parts: list[torch.Tensor], layout: ParameterLayout | None, role: Output) -> torch.Tensor:
     """The whole of what each rank has a part of, or of what all have."""
-    if layout.splits:
+    if layout is not None and layout.splits:
         (split,) = layout.splits
         return torch.cat(parts, split.dim)
-    assert all(torch.equal(part, parts[0]) for part in parts), f"{layout.name} differs between ranks"
-    return parts[0]
+    first = parts[0]
+    assert all(torch.equal(part.nan_to_num(), first.nan_to_num()) for part in parts), f"{role} differs between ranks"
+    return first
+
+
+def _vector(step: Step, wanted: Step) -> torch.Tensor:
+    """The gradients of all parameters that have one in `wanted`, where the step has none zeros."""
+    found = [step.gradients.get(name, torch.zeros_like(like)) for name, like in wanted.gradients.items()]
+    return torch.cat([gradient.reshape(-1).double() for gradient in found])
+
+
+def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    assert one.shape == other.shape and one.dtype == other.dtype
+    a, b = one.double(), other.double()
+    size = float(b.norm())
+    apart = float((a - b).norm())
+    return apart / size if size > 0 else apart
