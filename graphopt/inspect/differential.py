@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,12 @@ from torch import fx, nn
 
 from graphopt.driver import lower
 from graphopt.errors import GraphoptError
-from graphopt.inspect.outcome import Outcome, Workload, eager_outcome, inputs_of, program_outcome, whole_batch_outcome
+from graphopt.inspect.exchanges import Values
+from graphopt.inspect.outcome import Outcome, eager_outcome, inputs_of, program_outcome, whole_batch_outcome
 from graphopt.inspect.simulate import Simulation
-from graphopt.ir import Program, facts_of
+from graphopt.inspect.workload import Workload
+from graphopt.ir import Level, OutputKind, ParameterLayout, Program, facts_of
+from graphopt.ir.moves import MOVES
 from graphopt.ir.snapshot import copied
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, Tier
@@ -73,16 +76,41 @@ def verdict_table(verdict: Verdict) -> Table:
     return table
 
 
+@dataclass(frozen=True)
+class _Snapshot:
+    """What a pass left: the program, and how it takes parameters to lie over the ranks."""
+
+    record: PassRecord
+    program: Program
+    layouts: Mapping[str, ParameterLayout]
+
+    @property
+    def joins_ranks(self) -> bool:
+        """Whether autograd would go through several ranks at once, and so sum in an order of its own."""
+        return self.program.level is Level.FORWARD and any(n.target in MOVES for n in self.program.compute_nodes())
+
+    def of(self, workload: Workload) -> Workload:
+        """The workload with parameters as this program takes them."""
+        return dataclasses.replace(workload, layouts=self.layouts)
+
+    def run(self, workload: Workload) -> Iterator[tuple[fx.Node, Values]]:
+        """Every call with its value on each rank."""
+        inputs = inputs_of(self.program, self.of(workload))
+        with torch.no_grad():
+            yield from Simulation(self.program, workload.mesh, workload.data_axis).run(inputs)
+
+
 @dataclass
 class _Snapshots:
-    """An observer that keeps the program as each pass left it, starting over when a compilation does."""
+    """An observer that keeps what each pass left, starting over when a compilation does; that fills in `layouts`."""
 
-    taken: list[tuple[PassRecord, Program]] = field(default_factory=list)
+    taken: list[_Snapshot] = field(default_factory=list)
+    layouts: dict[str, ParameterLayout] = field(default_factory=dict)
 
     def observe(self, record: PassRecord, program: Program) -> None:
         if record.name == "capture":
             self.taken.clear()
-        self.taken.append((record, copied(program)))
+        self.taken.append(_Snapshot(record, copied(program), dict(self.layouts)))
 
 
 def check(
@@ -96,10 +124,11 @@ def check(
 ) -> Verdict:
     """Compare the model, its capture and the program after each pass of a resolved plan, one with the next.
 
-    All ranks of the mesh run in this process, each with a batch of its own (the example's elements, rotated) and the
-    same random numbers as in eager. A bitwise pass may change no bit; one that reassociates, and what is compared with
-    the model itself (the capture and the first pass), at most 64 epsilons of the dtype in which parameters compute,
-    relative to the largest element. The model is not changed.
+    All ranks of the mesh run in this process, each replica with a batch of its own (the example's elements, rotated)
+    and the same random numbers as in eager. A bitwise pass may change no bit; one that reassociates, and what is
+    compared with the model itself (the capture and the first pass) or with autograd through all ranks of a split
+    program, at most 64 epsilons of the dtype in which parameters compute, relative to the largest element. The model is
+    not changed.
     verify: whether the verifier checks each pass as well, and stops at what it refuses with a VerificationError.
     Raises GraphoptError if the model's parameters have no values.
     """
@@ -109,32 +138,36 @@ def check(
         )
     snapshots = _Snapshots()
     compilation = lower(
-        model, args, kwargs, dataclasses.replace(plan, verify=verify), observer=snapshots.observe, registry=registry
+        model,
+        args,
+        kwargs,
+        dataclasses.replace(plan, verify=verify),
+        layouts=snapshots.layouts,
+        observer=snapshots.observe,
+        registry=registry,
     )
     with torch.random.fork_rng(devices=[]):
         return _compare_all(snapshots.taken, Workload.of(model, args, kwargs, plan, compilation), registry)
 
 
-def _compare_all(
-    taken: list[tuple[PassRecord, Program]], workload: Workload, registry: Mapping[str, type[Pass]]
-) -> Verdict:
+def _compare_all(taken: list[_Snapshot], workload: Workload, registry: Mapping[str, type[Pass]]) -> Verdict:
     """Each program with the one before, the first with the model, up to the first that differs."""
-    known, is_eager = eager_outcome(workload), True
+    known, by_autograd = eager_outcome(workload), True
     comparisons: list[Comparison] = []
-    for record, program in taken:
-        name = record.name
+    for index, snapshot in enumerate(taken):
+        name, changed = snapshot.record.name, snapshot.record.changed
         # What is just captured may not be differentiable yet: canonicalize sees to that.
         is_capture = name not in registry
-        found = outcome = program_outcome(program, workload, gradients=not is_capture)
-        tier = Tier.REASSOCIATES if is_eager else registry[name].tier if record.changed else Tier.BITWISE
+        found = outcome = program_outcome(snapshot.program, snapshot.of(workload), gradients=not is_capture)
+        tier = Tier.REASSOCIATES if by_autograd else registry[name].tier if changed else Tier.BITWISE
         expected = {role: values for role, values in known.items() if not is_capture or role in found}
-        if not is_capture and registry[name].tier is Tier.WHOLE_BATCH and record.changed:
+        if not is_capture and registry[name].tier is Tier.WHOLE_BATCH and changed:
             tier, expected, found = Tier.WHOLE_BATCH, whole_batch_outcome(workload), _means_of_scalars(found)
         comparisons.append(_compared(name, tier, expected, found, workload.epsilon))
         if not is_capture:
-            known, is_eager = outcome, False
+            known, by_autograd = outcome, snapshot.joins_ranks
         if not comparisons[-1].agrees:
-            node = _first_node(taken, len(comparisons) - 1, comparisons[-1], workload)
+            node = _first_node(taken[index - 1], snapshot, comparisons[-1], workload) if index else None
             return Verdict(comparisons, node)
     return Verdict(comparisons)
 
@@ -173,35 +206,41 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return worst if worst == worst else float("inf")
 
 
-def _first_node(
-    taken: list[tuple[PassRecord, Program]], index: int, comparison: Comparison, workload: Workload
-) -> str | None:
+def _first_node(before: _Snapshot, after: _Snapshot, comparison: Comparison, workload: Workload) -> str | None:
     """The first node of the program after the guilty pass whose value is another than its counterpart's before."""
-    if index == 0:
-        return None
-    before, after = taken[index - 1][1], taken[index][1]
-    counterpart = _counterparts(before, after)
-    known = {node.name: value for node, value in _run(before, workload)}
-    for node, value in _run(after, workload):
-        name = counterpart(node)
-        if name in known and _differ(known[name], value, comparison.bound):
+    counterpart = _counterparts(before.program, after.program)
+    known = {node.name: value for node, value in before.run(workload)}
+    for node, value in after.run(workload):
+        one = known.get(counterpart(node), value)
+        if _differ(one, value, comparison.bound) and not _came_apart(workload, one, value, comparison.bound):
             facts = facts_of(node)
             place = " ".join(filter(None, (facts.module, facts.source)))
             return f"{node.name} ({place})" if place else node.name
     return None
 
 
+def _came_apart(workload: Workload, before: Values, after: Values, bound: float) -> bool:
+    """Whether the ranks of a replica, alike before, are no longer: each has a summand."""
+    return _alike(workload, before, bound) and not _alike(workload, after, bound)
+
+
+def _alike(workload: Workload, values: Values, bound: float) -> bool:
+    one_of = {place[workload.data_axis]: value for place, value in zip(workload.places, values, strict=True)}
+    return not _differ(workload.on_ranks([one_of[replica] for replica in range(workload.replicas)]), values, bound)
+
+
 def _counterparts(before: Program, after: Program) -> Callable[[fx.Node], str]:
-    """The name, in the program before, of a node after: its own, or where levels differ what it was recorded from."""
+    """The name, in the program before, of a node after.
+
+    Of what is returned, what was; else the same name, or where levels differ that of what it was recorded from.
+    """
+    pairs = zip(after.results_of(OutputKind.USER), before.results_of(OutputKind.USER), strict=True)
+    returned = {node: was.name for (_, node), (_, was) in pairs if node is not None and was is not None}
     if before.level is after.level:
-        return lambda node: node.name
+        return lambda node: returned.get(node, node.name)
     last = {facts_of(node).origin: node for node in after.compute_nodes() if facts_of(node).origin is not None}
-    return lambda node: str(facts_of(node).origin) if last.get(facts_of(node).origin) is node else ""
-
-
-def _run(program: Program, workload: Workload) -> Any:
-    with torch.no_grad():
-        yield from Simulation(program, workload.mesh).run(inputs_of(program, workload))
+    recorded = {node: str(origin) for origin, node in last.items()}
+    return lambda node: returned.get(node, recorded.get(node, ""))
 
 
 def _differ(one: list[Any], other: list[Any], bound: float) -> bool:

@@ -1,106 +1,43 @@
 """What a step gives on all ranks: outputs, new buffers and mean gradients, of the model itself or of a program."""
 
 import copy
-import math
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from graphopt.capture.arguments import flatten_call
 from graphopt.capture.checkpoints import without_regions
 from graphopt.capture.export import kept_as_stored
 from graphopt.capture.structure import take_apart
-from graphopt.driver import Compilation
-from graphopt.inspect.simulate import SeededDraws, Simulation, Values
-from graphopt.ir import Input, InputKind, Level, OutputKind, ParameterLayout, Program
-from graphopt.plan import Plan
+from graphopt.inspect.exchanges import Exchanges, Values
+from graphopt.inspect.simulate import SeededDraws, Simulation
+from graphopt.inspect.workload import Workload
+from graphopt.ir import Input, InputKind, Level, OutputKind, ParameterLayout, Program, Split
 
-Outcome = dict[str, list[torch.Tensor]]  # by role; one value a rank, or the one whole gradient
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A model, and a call of it on every rank of a mesh.
-
-    names: of the batch tensors; seeded: which outputs a gradient arrives at; dtype: of the computation, None for the
-    model's own.
-    """
-
-    model: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    mesh: Mapping[str, int]
-    layouts: Mapping[str, ParameterLayout]
-    names: list[str]
-    seeded: tuple[bool, ...]
-    dtype: torch.dtype | None
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan, compilation: Compilation
-    ) -> "Workload":
-        """The call that was compiled under a resolved plan, of a copy of the model."""
-        return cls(
-            model=copy.deepcopy(model),
-            args=args,
-            kwargs=kwargs,
-            mesh=dict(plan.mesh),
-            layouts=compilation.layouts,
-            names=compilation.captured.names,
-            seeded=compilation.seeded,
-            dtype=plan.precision.compute_dtype if plan.precision is not None else None,
-        )
-
-    @property
-    def ranks(self) -> int:
-        return math.prod(self.mesh.values())
-
-    @property
-    def epsilon(self) -> float:
-        """Of the dtype in which parameters compute."""
-        dtypes = [p.dtype for p in self.model.parameters() if p.is_floating_point()]
-        return max((torch.finfo(dtype).eps for dtype in ([self.dtype] if self.dtype else dtypes)), default=0.0)
-
-    def batch(self, rank: int) -> list[torch.Tensor]:
-        """The call's tensors with their elements rotated by `rank`, floating ones in the dtype of the computation."""
-        tensors, _ = flatten_call(self.args, self.kwargs)
-        rotated = [t.detach().reshape(-1).roll(rank).view(t.shape) for t in tensors]
-        return [self.computed(t).requires_grad_(o.requires_grad) for t, o in zip(rotated, tensors, strict=True)]
-
-    def computed(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy in the dtype of the computation."""
-        return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor.clone()
-
-    def tangent(self, position: int, like: torch.Tensor) -> torch.Tensor:
-        """The gradient that arrives at an output: one for a loss, else numbers that its position decides."""
-        if like.dim() == 0:
-            return torch.ones_like(like)
-        generator = torch.Generator().manual_seed(position)
-        return torch.randn(like.shape, generator=generator).to(like.dtype)
+Outcome = dict[str, list[torch.Tensor]]  # by role: on each rank what it has, gradients whole and as means
 
 
 def eager_outcome(workload: Workload) -> Outcome:
-    """The model itself, on each rank's batch in turn."""
-    runs = [_eager_run(workload, workload.batch(rank), rank) for rank in range(workload.ranks)]
+    """The model itself, on each replica's batch in turn."""
+    runs = [_eager_run(workload, workload.batch(replica), replica) for replica in range(workload.replicas)]
     found: Outcome = {}
-    for run in runs:
-        for role, value in (run.users | run.buffers).items():
-            found.setdefault(role, []).append(value)
-    return found | _means([run.gradients for run in runs])
+    for outputs in zip(*((run.users | run.buffers).items() for run in runs), strict=True):
+        found[outputs[0][0]] = workload.on_ranks([value for _, value in outputs])
+    local = {name: workload.on_ranks([run.gradients[name] for run in runs]) for name in runs[0].gradients}
+    return found | _means(workload, local)
 
 
 def whole_batch_outcome(workload: Workload) -> Outcome:
-    """The model itself, on the batches of all ranks as one; of its outputs the scalars, as means over the ranks."""
-    parts = [workload.batch(rank) for rank in range(workload.ranks)]
+    """The model itself, on the batches of all replicas as one; of its outputs the scalars, as means over the ranks."""
+    parts = [workload.batch(replica) for replica in range(workload.replicas)]
     whole = [torch.cat(tensors) if tensors[0].dim() else tensors[0] for tensors in zip(*parts, strict=True)]
     run = _eager_run(workload, whole, 0)
     found: Outcome = {role: [value] for role, value in run.users.items() if value.dim() == 0}
-    for role, value in run.buffers.items():
-        found[role] = [value] * workload.ranks
-    return found | _means([run.gradients])
+    everywhere = run.buffers | {f"gradient {name}": _at_least_float32(value) for name, value in run.gradients.items()}
+    return found | {role: [value] * workload.ranks for role, value in everywhere.items()}
 
 
 @dataclass(frozen=True)
@@ -112,7 +49,7 @@ class _EagerRun:
     gradients: dict[str, torch.Tensor]
 
 
-def _eager_run(workload: Workload, batch: list[torch.Tensor], rank: int) -> _EagerRun:
+def _eager_run(workload: Workload, batch: list[torch.Tensor], replica: int) -> _EagerRun:
     model = copy.deepcopy(workload.model)
     if workload.dtype is not None:
         stored = kept_as_stored(model)
@@ -122,7 +59,7 @@ def _eager_run(workload: Workload, batch: list[torch.Tensor], rank: int) -> _Eag
     _, spec = flatten_call(workload.args, workload.kwargs)
     args, kwargs = spec.rebuild(batch)
     outputs: list[torch.Tensor] = []
-    with SeededDraws(rank), without_regions():
+    with SeededDraws(replica), without_regions():
         take_apart(model(*args, **kwargs), outputs)
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         gradients = _gradients(workload, outputs, parameters)
@@ -139,7 +76,11 @@ def program_outcome(program: Program, workload: Workload, *, gradients: bool = T
     inputs = inputs_of(program, workload, leaves=training)
     with torch.enable_grad() if training else torch.no_grad():
         results = _results(program, workload, inputs)
-    users = [values for role, values in zip(program.outputs, results, strict=True) if role.kind is OutputKind.USER]
+    users = [
+        _joined(workload, values, role.splits)
+        for role, values in zip(program.outputs, results, strict=True)
+        if role.kind is OutputKind.USER
+    ]
     found: Outcome = {f"user {index}": [value.detach() for value in values] for index, values in enumerate(users)}
     found |= {f"buffer {name}": [buffer] * workload.ranks for name, buffer in workload.model.named_buffers()}
     for role, values in zip(program.outputs, results, strict=True):
@@ -147,16 +88,14 @@ def program_outcome(program: Program, workload: Workload, *, gradients: bool = T
             found[str(role)] = [value.detach() for value in values]
     if training:
         return found | _autograd_gradients(program, workload, inputs, results)
-    local: list[dict[str, torch.Tensor]] = [{} for _ in range(workload.ranks)]
-    for role, values in zip(program.outputs, results, strict=True):
-        if role.kind is not OutputKind.GRADIENT or values[0] is None:
-            continue
-        if program.reduced:
-            found[f"gradient {role.name}"] = [_whole(values, workload.layouts[role.name])]
-        else:
-            for rank, value in enumerate(values):
-                local[rank][role.name] = value
-    return found | _means(local)
+    local = {
+        role.name: _whole(workload, role.name, values, sharded=program.reduced)
+        for role, values in zip(program.outputs, results, strict=True)
+        if role.kind is OutputKind.GRADIENT and values[0] is not None
+    }
+    if program.reduced:
+        return found | {f"gradient {name}": values for name, values in local.items()}
+    return found | _means(workload, local)
 
 
 def inputs_of(program: Program, workload: Workload, *, leaves: bool = False) -> list[Values]:
@@ -165,15 +104,19 @@ def inputs_of(program: Program, workload: Workload, *, leaves: bool = False) -> 
     if workload.ranks > 1:  # distributed parameters are contiguous
         parameters = {name: parameter.contiguous() for name, parameter in parameters.items()}
     buffers = dict(workload.model.named_buffers())
-    batches = [dict(zip(workload.names, workload.batch(rank), strict=True)) for rank in range(workload.ranks)]
+    batches = [
+        dict(zip(workload.names, workload.batch(place[workload.data_axis]), strict=True)) for place in workload.places
+    ]
     given: list[Values] = []
     for role, node in zip(program.inputs, program.placeholders, strict=True):
         if role.kind in (InputKind.PARAMETER, InputKind.SHARD):
-            value = parameters[role.name].detach()
+            layout = workload.layouts[role.name]
+            parts = [layout.part(parameters[role.name].detach(), place).contiguous() for place in workload.places]
             if role.kind is InputKind.SHARD:
-                given.append(_shards(value, workload.layouts[role.name]))
+                places = (place[layout.axis] for place in workload.places)
+                given.append([_shard(part, layout, place) for part, place in zip(parts, places, strict=True)])
                 continue
-            copies = [value.to(node.meta["val"].dtype, copy=True) for _ in range(workload.ranks)]
+            copies = [part.to(node.meta["val"].dtype, copy=True) for part in parts]
             given.append([each.requires_grad_(leaves and role.requires_grad) for each in copies])
         elif role.kind is InputKind.BUFFER:
             given.append([buffers[role.name].clone() for _ in range(workload.ranks)])
@@ -195,19 +138,23 @@ def _tangent(program: Program, workload: Workload, role: Input, node: fx.Node) -
 def _results(program: Program, workload: Workload, inputs: list[Values]) -> list[Values]:
     """The program's outputs on each rank."""
     values = dict(zip(program.placeholders, inputs, strict=True))
-    values.update(Simulation(program, workload.mesh).run(inputs))
+    values.update(Simulation(program, workload.mesh, workload.data_axis).run(inputs))
     return [[None] * workload.ranks if node is None else values[node] for node in program.results]
 
 
 def _autograd_gradients(program: Program, workload: Workload, inputs: list[Values], results: list[Values]) -> Outcome:
-    """Means of what autograd gives each rank's leaves; the ranks' graphs may be joined by collectives."""
+    """Means of what autograd gives the ranks' leaves, whose graphs may be joined by collectives and moves.
+
+    One rank of each replica is told of the gradient of an output, so that leaves of all its ranks have a summand.
+    """
     users = [v for role, v in zip(program.outputs, results, strict=True) if role.kind is OutputKind.USER]
     outputs: list[torch.Tensor] = []
     tangents: list[torch.Tensor] = []
     for position, (seeded, values) in enumerate(zip(workload.seeded, users, strict=True)):
-        for value in values if seeded else ():
-            outputs.append(value)
-            tangents.append(workload.tangent(position, value))
+        for place, value in zip(workload.places, values, strict=True):
+            if seeded and not any(place[axis] for axis in workload.model_axes):
+                outputs.append(value)
+                tangents.append(workload.tangent(position, value))
     wanted = [
         (role.name, values)
         for role, values in zip(program.inputs, inputs, strict=True)
@@ -215,13 +162,15 @@ def _autograd_gradients(program: Program, workload: Workload, inputs: list[Value
     ]
     flat = [value for _, values in wanted for value in values]
     found = iter(torch.autograd.grad(outputs, flat, tangents, allow_unused=True))
-    local: list[dict[str, torch.Tensor]] = [{} for _ in range(workload.ranks)]
+    exchanges, local = Exchanges(workload.mesh), {}
     for name, values in wanted:
-        for rank in range(len(values)):
-            gradient = next(found)
-            if gradient is not None:
-                local[rank][name] = gradient
-    return _means(local)
+        gradients = list(itertools.islice(found, len(values)))
+        if any(gradient is not None for gradient in gradients):
+            summands = [torch.zeros_like(v) if g is None else g for v, g in zip(values, gradients, strict=True)]
+            for axis in set(workload.model_axes) - {split.axis for split in workload.layouts[name].splits}:
+                summands = exchanges.reduced(summands, axis)
+            local[name] = _whole(workload, name, summands, sharded=False)
+    return _means(workload, local)
 
 
 def _gradients(
@@ -240,15 +189,12 @@ def _gradients(
     return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
 
 
-def _means(local: list[dict[str, torch.Tensor]]) -> Outcome:
-    """Sums in the order of the ranks, divided by their number, at least in float32."""
-    found: Outcome = {}
-    for name in local[0]:
-        first, *others = (_at_least_float32(each[name]) for each in local)
-        total = first.clone()
-        for other in others:
-            total += other
-        found[f"gradient {name}"] = [total / len(local)]
+def _means(workload: Workload, local: Mapping[str, Values]) -> Outcome:
+    """Sums in the order of the replicas, divided by their number, at least in float32."""
+    exchanges, found = Exchanges(workload.mesh), {}
+    for name, values in local.items():
+        totals = exchanges.reduced([_at_least_float32(value) for value in values], workload.data_axis)
+        found[f"gradient {name}"] = [total / workload.replicas for total in totals]
     return found
 
 
@@ -256,16 +202,25 @@ def _at_least_float32(value: torch.Tensor) -> torch.Tensor:
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
-def _shards(value: torch.Tensor, layout: ParameterLayout) -> Values:
-    """Each rank's rows of a parameter, padded to be equal."""
-    rows = value.reshape(layout.rows, *layout.row_shape)
+def _shard(part: torch.Tensor, layout: ParameterLayout, place: int) -> torch.Tensor:
+    """One data-parallel rank's rows of what its program sees of a parameter, padded to be equal."""
+    rows = part.reshape(layout.rows, *layout.row_shape)
     padded = rows.new_zeros(layout.gathered_shape)
     padded[: layout.rows] = rows
-    return list(padded.clone().chunk(layout.ranks))
+    return padded.chunk(layout.ranks)[place].clone()
 
 
-def _whole(values: Values, layout: ParameterLayout) -> torch.Tensor:
-    """The gradient from all ranks' shards; of a whole parameter, the first rank's, which all have."""
-    if layout.is_whole:
-        return values[0]  # type: ignore[no-any-return]
-    return torch.cat(values)[: layout.rows].reshape(layout.shape)
+def _whole(workload: Workload, name: str, values: Values, *, sharded: bool) -> Values:
+    """On each rank the whole gradient, from the parts of those that split it; sharded: and from the shards, if any."""
+    layout = workload.layouts[name]
+    if sharded and not layout.is_whole:
+        gathered = Exchanges(workload.mesh).gathered(values, 0, layout.axis)
+        values = [each[: layout.rows].reshape(layout.shape) for each in gathered]
+    return _joined(workload, values, layout.splits)
+
+
+def _joined(workload: Workload, values: Values, splits: Sequence[Split]) -> Values:
+    """On each rank the whole of what is split, in this order of axes."""
+    for split in reversed(splits):
+        values = Exchanges(workload.mesh).gathered(values, split.dim, split.axis)
+    return values

@@ -1,5 +1,6 @@
 """A compilation beside the model: right ones agree, and a fault planted in a pass is found there, with its node."""
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from graphopt.errors import GraphoptError
-from graphopt.inspect.differential import check
+from graphopt.inspect.differential import Verdict, check
 from graphopt.inspect.simulate import Simulation
 from graphopt.ir import Level, Program
 from graphopt.passes import REGISTRY
@@ -18,6 +19,13 @@ from tests.support.zoo import ZOO
 
 aten = torch.ops.aten
 PLANS = ["zero=0", "zero=1", "zero=3,zero.whole_below=0", "zero=3,precision=bf16"]
+SPLIT = [
+    ("llama", "dp=2,tp=2,zero=3,tensor.gather_outputs=false,tensor.patterns=[lm_head:column]"),
+    ("t5", "tp=3"),
+    ("odd", "tp=2,dp=2,zero=3,zero.whole_below=0"),
+    ("gpt2", "dp=2,cp=2,zero=1,precision=bf16"),
+    ("gpt2", "sp=2,remat=full"),
+]
 
 
 @pytest.mark.parametrize("text", PLANS)
@@ -29,6 +37,15 @@ def test_what_the_passes_make_agrees_with_the_model(name: str, text: str) -> Non
     assert torch.equal(torch.get_rng_state(), state), "the user's generator is left alone"
     assert verdict.guilty is None and verdict.node is None, verdict
     assert [each.name for each in verdict.comparisons][:3] == ["capture", "canonicalize", "differentiate"]
+
+
+@pytest.mark.parametrize(("name", "text"), SPLIT)
+def test_what_is_split_over_other_axes_agrees_with_the_model(name: str, text: str) -> None:
+    plan = Plan.parse(text)
+    verdict = check(ZOO[name].build().train(), (), ZOO[name].batch(), plan.resolve(math.prod(plan.mesh.values())))
+    assert verdict.guilty is None and verdict.node is None, verdict
+    tiers = {each.name: each.tier for each in verdict.comparisons}
+    assert tiers["split"] is tiers["differentiate"] is Tier.REASSOCIATES and tiers["checkpoint"] is Tier.BITWISE
 
 
 class _Block(nn.Module):
@@ -79,15 +96,27 @@ def _planted(kind: type[Pass]) -> type[Pass]:
     return Faulty
 
 
-@pytest.mark.parametrize("name", sorted(REGISTRY))
+@pytest.mark.parametrize("name", sorted(REGISTRY.keys() - {"split"}))
 def test_a_fault_is_traced_to_the_pass_that_made_it(name: str) -> None:
-    registry: dict[str, Any] = {**REGISTRY, name: _planted(REGISTRY[name])}
-    call = {"x": torch.randn(24, 8)}
-    plan = Plan.parse(PLAN).resolve(2)
-    assert check(_Blocks(), (), call, plan).guilty is None
-    verdict = check(_Blocks(), (), call, plan, registry)
-    assert verdict.guilty is not None and verdict.guilty.name == name
+    verdict = _verdict_of_a_fault(_Blocks(), {"x": torch.randn(24, 8)}, PLAN, name)
     assert verdict.node is not None or name in ("canonicalize",)
+
+
+@pytest.mark.parametrize("axis", ["tp", "cp", "sp"])
+def test_a_fault_is_traced_to_the_split(axis: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8))
+    verdict = _verdict_of_a_fault(model, {"input": torch.randn(2, 4, 8)}, f"dp=2,{axis}=2,zero=3", "split")
+    assert verdict.node is not None
+
+
+def _verdict_of_a_fault(model: nn.Module, call: dict[str, torch.Tensor], text: str, name: str) -> Verdict:
+    registry: dict[str, Any] = {**REGISTRY, name: _planted(REGISTRY[name])}
+    parsed = Plan.parse(text)
+    plan = parsed.resolve(math.prod(parsed.mesh.values()) if parsed.mesh else 2)
+    assert check(model, (), call, plan).guilty is None
+    verdict = check(model, (), call, plan, registry)
+    assert verdict.guilty is not None and verdict.guilty.name == name
+    return verdict
 
 
 @pytest.mark.parametrize("statistics", ["local", "global"])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from graphopt.driver import Compilation, lower
-from graphopt.inspect.outcome import Workload
+from graphopt.inspect.workload import Workload
 from graphopt.ir import Program
 from graphopt.ir.snapshot import copied
 from graphopt.passes.pipeline import PassRecord
