@@ -111,7 +111,9 @@ class _Cuts:
         node, index = value
         signatures = self._space.signatures
         ends = [
-            (reader, signatures[reader].operands[at]) for reader, at in self._space.uses[value] if reader in signatures
+            (reader, signatures[reader].operands[at])
+            for reader, at in self._space.uses.get(value, ())
+            if reader in signatures
         ]
         if node in signatures:
             ends.append((node, signatures[node].results[index]))

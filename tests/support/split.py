@@ -83,10 +83,9 @@ class SplitProgram:
             elif role.kind is InputKind.BATCH:
                 inputs.append([next(batch).detach()] * self.ranks)
             else:
-                users = [output.name for output in self.program.outputs if output.kind is OutputKind.USER]
-                node = self.program.results[users.index(role.name)]
-                assert node is not None
-                inputs.append([torch.ones((), dtype=node.meta["val"].dtype)] * self.ranks)
+                users = self.program.results_of(OutputKind.USER)
+                (dtype,) = (node.meta["val"].dtype for user, node in users if node is not None and user.name == role.name)
+                inputs.append([torch.ones((), dtype=dtype)] * self.ranks)
         values = dict(zip(self.program.placeholders, inputs, strict=True))
         values |= dict(Simulation(self.program, {"dp": 1, "tp": self.ranks}).run(inputs))
         found: dict[OutputKind, dict[str, torch.Tensor]] = {kind: {} for kind in OutputKind}
@@ -144,7 +143,8 @@ def _vector(step: Step, wanted: Step) -> torch.Tensor:
 
 def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
     assert one.shape == other.shape and one.dtype == other.dtype
-    a, b = one.double(), other.double()
+    both_nan = one.isnan() & other.isnan()
+    a, b = (tensor.double().masked_fill(both_nan, 0) for tensor in (one, other))
     size = float(b.norm())
     apart = float((a - b).norm())
     return apart / size if size > 0 else apart

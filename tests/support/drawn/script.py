@@ -32,13 +32,13 @@ def script(example: Example, judgement: str, registry: str = REGISTRY) -> str:
 
 def judge_each_pass(example: Example, registry: str = REGISTRY) -> None:
     """`judge_passes`; a failure is printed as a script."""
-    subject = _runnable(example, registry)
+    subject = runnable(example, registry)
     _printed(example, "judge_passes(subject)", registry, lambda: judge_passes(subject))
 
 
 def judge_some_steps(example: Example, train: Train | None = None) -> None:
     """`judge_training`; a failure is printed as a script. train: runs it on ranks that are there already."""
-    subject = _runnable(example, REGISTRY)
+    subject = runnable(example)
 
     def run() -> None:
         found = train(example.source(), example.is_coarse, example.ranks) if train else trained_on_all(subject)
@@ -47,7 +47,7 @@ def judge_some_steps(example: Example, train: Train | None = None) -> None:
     _printed(example, "judge_training(trained_on_all(subject), subject)", REGISTRY, run)
 
 
-def _runnable(example: Example, registry: str) -> Subject:
+def runnable(example: Example, registry: str = REGISTRY) -> Subject:
     """The subject of an example that the uncompiled module can run."""
     subject = subject_of(example.source(), example.is_coarse, registry)
     try:
