@@ -219,6 +219,7 @@ def _split_text(plan: Plan, axis: str, likely: Mapping[str, str]) -> str:
         options += ["sequence=true"] if plan.tensor.sequence else []
         options += _styles_text(plan.tensor.patterns, "")
         options += _styles_text(likely, "likely_") if plan.tensor.use_model_plan else []
+    options += [] if plan.tensor.gather_outputs else ["gather_outputs=false"]
     return f"split{{{','.join(options)}}}"
 
 

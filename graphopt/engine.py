@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from graphopt.ir import OutputKind, ParameterLayout
 from graphopt.plan import Plan
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree
+from graphopt.runtime.outputs import put_together
 from graphopt.runtime.parameters import whole_parameters
 from graphopt.runtime.reduction import UnreducedGradients, reduce_gradients
 from graphopt.runtime.state import Runtime
@@ -73,6 +74,7 @@ class Engine:
         self.runtime = runtime
         self.report: Report | None = None
         self.synchronizes = True
+        self._mesh = mesh
         self._group = None if mesh is None else dist.group.WORLD
         self._specialize = specialize
         self._settle = settle
@@ -154,7 +156,7 @@ class Engine:
         executable = chosen.executable
         if executable.backward is None:
             with torch.no_grad():
-                return executable.run_forward(tensors)[0]
+                return self._returned(executable.run_forward(tensors)[0], executable)
 
         def respecialize(seeded: tuple[bool, ...]) -> Executable:
             if seeded not in chosen.variants:
@@ -167,7 +169,11 @@ class Engine:
             chosen.executable, chosen.report = better.executable, better.report
             return better.executable
 
-        return call_with_autograd(Invocation(executable, tensors, respecialize, self._backward))
+        values = call_with_autograd(Invocation(executable, tensors, respecialize, self._backward))
+        return self._returned(values, executable)
+
+    def _returned(self, values: Sequence[torch.Tensor], executable: Executable) -> Sequence[torch.Tensor]:
+        return put_together(values, executable.user_outputs, self._mesh)
 
     def _backward(self, ran: Executable, values: list[Any]) -> Gradients:
         """Run a backward half; inside `no_sync` its gradients are kept back, to be reduced with those after it."""

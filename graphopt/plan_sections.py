@@ -175,16 +175,20 @@ class Tensor:
         what they give, ``"row"``, along what they sum over or look up in, or ``"whole"``, not at all. What matches none
         is decided from the graph.
     use_model_plan: whether the plan that a model of Transformers comes with (`tp_plan`) is followed; patterns go first.
+    gather_outputs: whether a call returns all that the model does on every rank. If not, what no gradient arrives at
+        (logits beside a loss) may come as DTensors in training, over this and the other axes that split layers.
     """
 
     sequence: bool = False
     patterns: Mapping[str, str] = field(default_factory=Frozen)
     use_model_plan: bool = True
+    gather_outputs: bool = True
 
     def __post_init__(self) -> None:
         require_bool("tensor.sequence", self.sequence)
         object.__setattr__(self, "patterns", checked_kinds("tensor.patterns", self.patterns, KINDS))
         require_bool("tensor.use_model_plan", self.use_model_plan)
+        require_bool("tensor.gather_outputs", self.gather_outputs)
 
     if TYPE_CHECKING:
 
@@ -193,4 +197,5 @@ class Tensor:
             sequence: bool = False,
             patterns: Mapping[str, str] | Sequence[str] = ...,
             use_model_plan: bool = True,
+            gather_outputs: bool = True,
         ) -> None: ...

@@ -5,6 +5,7 @@ backward node belongs to is read from autograd's sequence numbers.
 """
 
 import bisect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ class _Recording:
         with torch.set_grad_enabled(self.training):
             results = _Forward(self.program.module, self).run(*inputs)
         self.outputs = [
-            Output(role.kind, role.name, role.kind is OutputKind.USER and value.requires_grad)
+            replace(role, requires_grad=role.kind is OutputKind.USER and value.requires_grad)
             for role, value in zip(self.program.outputs, results, strict=True)
         ]
         if not self.training:

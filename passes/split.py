@@ -10,7 +10,7 @@ from graphopt.cost.splitting import Choice, best_choice
 from graphopt.dimensions.forms import REPLICATED, Form, Part
 from graphopt.dimensions.space import space_of, unsigned
 from graphopt.errors import PassError
-from graphopt.ir import InputKind, Level, Program, Split
+from graphopt.ir import InputKind, Level, OutputKind, Program, Split
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.rewrite import remove_dead
@@ -30,6 +30,8 @@ class SplitOptions:
     sequence: between products whose weights are split, along the sequence (Korthikanti et al. 2022).
     column, row, whole: patterns of modules, joined by ``|``, whose products are to be split in that style.
     likely_column, likely_row: those that are followed where that can be.
+    gather_outputs: whether each rank returns all of what the model does; else, in training, parts of what no gradient
+        arrives at.
     """
 
     axis: str = "tp"
@@ -40,6 +42,7 @@ class SplitOptions:
     whole: str = ""
     likely_column: str = ""
     likely_row: str = ""
+    gather_outputs: bool = True
 
     def __post_init__(self) -> None:
         if self.along not in ALONG:
@@ -89,7 +92,8 @@ class SplitAlong(Pass):
         space = space_of(program, ranks, rules.may_cut, lying)
         styled = keep_styled(space, rules.classes.weighted, self.options.patterns, strict=True)
         styled += keep_styled(space, rules.classes.weighted, self.options.likely, strict=False)
-        choice = best_choice(program, space, context.hardware, axis, rules.is_wanted)
+        may_lie = () if self.options.gather_outputs else _without_gradient(program, context)
+        choice = best_choice(program, space, context.hardware, axis, rules.is_wanted, may_lie)
         products = [strategy for node, strategy in choice.strategies.items() if node in rules.classes.weighted]
         count = sum(strategy.cut is not None for strategy in products)
         if not count:
@@ -123,6 +127,14 @@ def _lying(program: Program, context: PassContext, axis: str, *, whole: bool) ->
         size = node.meta["val"].shape[split.dim] if split is not None else 0
         found[role.name] = REPLICATED if split is None else Part(split.dim, 1, size // split.ranks)
     return found
+
+
+def _without_gradient(program: Program, context: PassContext) -> list[int]:
+    """The user outputs, by number, at which no gradient arrives in a step that trains."""
+    if not any(context.gradient_outputs):
+        return []
+    users = [index for index, role in enumerate(program.outputs) if role.kind is OutputKind.USER]
+    return [index for index, seeded in zip(users, context.gradient_outputs, strict=False) if not seeded]
 
 
 def _set_layouts(program: Program, context: PassContext, axis: str, choice: Choice) -> None:

@@ -2,17 +2,18 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from graphopt.cost.splitting import Choice, Prices, requiring_grad, result_of
-from graphopt.dimensions.forms import REPLICATED, Form, Move, Part, moves
+from graphopt.dimensions.forms import Form, Move, Part, moves
 from graphopt.dimensions.local import localized_arguments
 from graphopt.dimensions.signature import operands_of
 from graphopt.dimensions.space import Space, Value, is_item, value_of
-from graphopt.ir import Phase, Program, explain
+from graphopt.ir import Phase, Program, Split, explain
 from graphopt.ir.moves import ALL_TO_ALL, ENTER, FIRST, GATHER, LEAVE, PART, SCATTER_SUM
 from graphopt.passes.base import PassContext
 from graphopt.passes.build import Builder
@@ -45,8 +46,16 @@ def rewrite(
             _run_on_part(builder, node, operands, shapes)
             explain(node, made_by, f"a rank of {axis} runs its part along {strategy.cut.label}")
         values.made(node, results, strategy.results)
-    returned = [node and values.get(value_of(node), REPLICATED, program.output_node) for node in program.results]
-    program.set_results(returned, program.outputs)
+    end = program.output_node
+    returned = [
+        values.get(value_of(node), form, end) if node is not None and form is not None else None
+        for node, form in zip(program.results, choice.results, strict=True)
+    ]
+    outputs = [
+        replace(role, splits=(*role.splits, Split(axis, space.ranks, form.dim))) if isinstance(form, Part) else role
+        for role, form in zip(program.outputs, choice.results, strict=True)
+    ]
+    program.set_results(returned, outputs)
     _erase(replaced)
     return values.moved
 
@@ -190,9 +199,9 @@ def _wanted(program: Program, space: Space, choice: Choice) -> dict[Value, list[
     for value, uses in space.uses.items():
         for node, index in uses:
             found[value][choice.strategies[node].operands[index]] = None
-    for node in program.results:
-        if node is not None:
-            found[value_of(node)][REPLICATED] = None
+    for result, form in zip(program.results, choice.results, strict=True):
+        if result is not None and form is not None:
+            found[value_of(result)][form] = None
     return {value: [form for form in forms if form != choice.form_of(value)] for value, forms in found.items()}
 
 

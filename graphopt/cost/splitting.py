@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,14 @@ _MOST_FORMS = 2  # of one value at a time
 
 @dataclass(frozen=True)
 class Choice:
-    """strategies: of each call. inputs: how each lies. seconds: of what depends on it, communication and work."""
+    """strategies: of each call. inputs: how each lies. results: the form in which each result is returned.
+
+    seconds: of what depends on it, communication and work.
+    """
 
     strategies: Mapping[fx.Node, Strategy]
     inputs: Mapping[fx.Node, Form]
+    results: tuple[Form | None, ...]
     seconds: float
 
     def form_of(self, value: Value) -> Form:
@@ -40,26 +45,49 @@ class Choice:
 
 
 def best_choice(
-    program: Program, space: Space, hardware: Hardware, axis: str, is_split_wanted: Callable[[fx.Node], bool]
+    program: Program,
+    space: Space,
+    hardware: Hardware,
+    axis: str,
+    is_split_wanted: Callable[[fx.Node], bool],
+    may_lie: Collection[int] = (),
 ) -> Choice:
     """The strategies of least time. is_split_wanted: whether a call is one that the axis is there to split.
 
-    Raises GraphoptError if there are too many dependent choices to be made exactly.
+    may_lie: results of the program, by number, that may be returned in equal parts. Raises GraphoptError if there are
+    too many dependent choices to be made exactly.
     """
-    problem = _Problem(program, space, hardware, hardware.link_of(axis), is_split_wanted)
+    problem = _Problem(program, space, hardware, hardware.link_of(axis), is_split_wanted, may_lie)
     found = least_cost(problem.sizes, problem.tables)
     return Choice(
         {node: ways[found.values[node]] for node, ways in space.calls.items()},
         {node: forms[found.values[node]] for node, forms in space.inputs.items()},
+        tuple(
+            None if forms is None else forms[found.values[_Result(index)]]
+            for index, forms in enumerate(problem.results)
+        ),
         found.cost,
     )
 
 
+@dataclass(frozen=True)
+class _Result:
+    """The variable that says how a result of the program is returned."""
+
+    index: int
+
+
 class _Problem:
-    """Variables: the strategy of each call, how each input lies, and the forms in which what many read is had."""
+    """Variables: each call's strategy, how inputs and results lie, and the forms in which what many read is had."""
 
     def __init__(
-        self, program: Program, space: Space, hardware: Hardware, link: Link, is_split_wanted: Callable[[fx.Node], bool]
+        self,
+        program: Program,
+        space: Space,
+        hardware: Hardware,
+        link: Link,
+        is_split_wanted: Callable[[fx.Node], bool],
+        may_lie: Collection[int],
     ) -> None:
         self._space = space
         self._prices = Prices(hardware, link, space.ranks)
@@ -73,30 +101,44 @@ class _Problem:
             wanted = is_split_wanted(node)
             signature = space.signatures.get(node)
             self._add(node, [self._prices.work(node, signature, each, wanted) for each in strategies])
-        returned = [node for node in program.results if node is not None]
-        for value in dict.fromkeys([*space.uses, *map(value_of, returned)]):
-            self._connect(value, returned)
+        self.results: list[list[Form] | None] = []
+        returned: defaultdict[Value, list[tuple[Hashable, tuple[Form, ...]]]] = defaultdict(list)
+        for index, result in enumerate(program.results):
+            if result is None:
+                self.results.append(None)
+                continue
+            value = value_of(result)
+            lying: list[Form] = [REPLICATED, *(self._equal_parts(value) if index in may_lie else ())]
+            self.results.append(lying)
+            self._add(_Result(index), [0.0] * len(lying))
+            returned[value].append((_Result(index), tuple(lying)))
+        for value in dict.fromkeys([*space.uses, *returned]):
+            self._connect(value, returned[value])
 
     def _add(self, variable: Hashable, costs: Sequence[float]) -> None:
         self.sizes[variable] = len(costs)
         self.tables.append(Table((variable,), np.array(costs)))
 
-    def _connect(self, value: Value, returned: Sequence[fx.Node]) -> None:
-        """The cost of having a value in the forms in which it is read."""
+    def _equal_parts(self, value: Value) -> list[Form]:
+        """The forms in which a value is made, and in which it could be put together from what the ranks have."""
+        shape, ranks = _shape(result_of(value)), self._space.ranks
+        forms = [form for form in dict.fromkeys(self._forms_made(value)) if isinstance(form, Part)]
+        return [form for form in forms if form.blocks == 1 and form.chunk * ranks == shape[form.dim]]
+
+    def _connect(self, value: Value, returned: Sequence[tuple[Hashable, tuple[Form, ...]]]) -> None:
+        """The cost of having a value in the forms in which it is read, or returned."""
         made = self._forms_made(value)
         uses = self._space.uses.get(value, [])
-        readers = [(node, tuple(each.operands[at] for each in self._space.calls[node])) for node, at in uses]
-        is_returned = any(value_of(node) == value for node in returned)
+        readers: list[tuple[Hashable, tuple[Form, ...]]] = [
+            (node, tuple(each.operands[at] for each in self._space.calls[node])) for node, at in uses
+        ]
+        readers += returned
         wanted = dict.fromkeys(form for _, forms in readers for form in forms)
-        if is_returned:
-            wanted[REPLICATED] = None
-        if len(readers) + is_returned == 1 and readers:
+        if len(readers) == 1:
             ((reader, forms),) = readers
             self._table((value[0], reader), self._costs(value, made, [(form,) for form in forms]))
             return
         states = [state for count in (1, _MOST_FORMS) for state in itertools.combinations(wanted, count)]
-        if is_returned:
-            states = [state for state in states if REPLICATED in state]
         self._add(value, [0.0] * len(states))
         self._table((value[0], value), self._costs(value, made, states))
         for reader, forms in readers:

@@ -10,6 +10,7 @@ import torch
 from graphopt._torch import keeps_graph, local_tensor
 from graphopt.emit.module import EmittedFunction
 from graphopt.emit.split import Halves
+from graphopt.errors import GraphoptError
 from graphopt.ir import Effect, Input, InputKind, Output, OutputKind, effect_of
 from graphopt.runtime.parameters import gradient_for
 from graphopt.runtime.random import GeneratorState, rank_generator
@@ -125,6 +126,12 @@ class Invocation:
     def backward(self, watched: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]) -> Gradients:
         """Gradients for the tangents that arrived."""
         given = tuple(tangent is not None for tangent in tangents)
+        for role, is_given in zip(self.executable.user_outputs, given, strict=True):
+            if is_given and role.splits:
+                raise GraphoptError(
+                    f"a gradient arrives at output {role.name}, of which each rank returned a part because none was "
+                    "expected there; say tensor.gather_outputs=true"
+                )
         if given != self.executable.seeded:
             return self._replay(given, tangents)
         if self.saved is None:

@@ -4,6 +4,8 @@ import enum
 import re
 from dataclasses import dataclass
 
+from graphopt.ir.layout import Split
+
 
 class InputKind(enum.Enum):
     """Where a placeholder's value comes from."""
@@ -55,11 +57,13 @@ class Output:
     """The role of one output; `name` as in `Input` (a gradient carries the name of what it is the gradient of).
 
     requires_grad: of a user output, whether autograd can reach an input from it.
+    splits: of a user output, the axes over which each rank returns a part of it, in the order in which they cut it.
     """
 
     kind: OutputKind
     name: str
     requires_grad: bool = False
+    splits: tuple[Split, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.kind.value} {self.name}"

@@ -15,6 +15,7 @@ from torch import fx
 from graphopt._torch import FakeTensorMode, kernels_in_python, without_guards
 from graphopt.errors import GraphoptError
 from graphopt.ir.facts import NodeFacts, Phase, annotate, facts_of
+from graphopt.ir.layout import Split
 from graphopt.ir.program import Level, Program
 from graphopt.ir.roles import Input, InputKind, Output, OutputKind
 from graphopt.ir.serialize_operators import operator_at, operator_path
@@ -61,7 +62,7 @@ def from_dict(values: dict[str, Any], fake_mode: FakeTensorMode) -> Program:
     return Program(
         module=fx.GraphModule(torch.nn.Module(), graph),
         inputs=[Input(InputKind(kind), name, requires_grad) for kind, name, requires_grad in values["inputs"]],
-        outputs=[Output(OutputKind(kind), name, requires_grad) for kind, name, requires_grad in values["outputs"]],
+        outputs=[_read_output(written) for written in values["outputs"]],
         level=Level(values["level"]),
         aliases=dict(values["aliases"]),
         constants={name: read_tensor(written) for name, written in values["constants"].items()},
@@ -70,7 +71,13 @@ def from_dict(values: dict[str, Any], fake_mode: FakeTensorMode) -> Program:
 
 
 def _written_role(role: Input | Output) -> list[Any]:
-    return [role.kind.value, role.name, role.requires_grad]
+    splits = [dataclasses.astuple(split) for split in role.splits] if isinstance(role, Output) else []
+    return [role.kind.value, role.name, role.requires_grad, *([splits] if splits else [])]
+
+
+def _read_output(written: list[Any]) -> Output:
+    kind, name, requires_grad, *splits = written
+    return Output(OutputKind(kind), name, requires_grad, tuple(Split(*each) for listed in splits for each in listed))
 
 
 def _written_node(node: fx.Node, writer: ValueWriter) -> dict[str, Any]:
