@@ -169,16 +169,16 @@ def _over_classes(local: Local) -> fx.Node:
     highest = call(MAXIMUM, call(aten.amax.default, call(aten.detach.default, real), [dim], True), local.axis)
     shifted = call(aten.sub.Tensor, real, highest)
     row, inside = local.in_part(target)
-    picked = call(aten.gather.default, shifted, dim, call(aten.unsqueeze.default, row, dim))
-    picked = call(aten.mul.Tensor, call(aten.squeeze.dim, picked, dim), inside)
-    sums = [call(aten.sum.dim_IntList, call(aten.exp.default, shifted), [dim]), picked]
+    row = call(aten.masked_fill.Scalar, row, call(aten.logical_not.default, inside), _ELSEWHERE)
+    less_logit = call(aten.nll_loss_nd.default, shifted, row, None, _NONE, _ELSEWHERE)
+    sums = [call(aten.sum.dim_IntList, call(aten.exp.default, shifted), [dim]), less_logit]
     if smoothing:
         less = call(aten.sub.Tensor, logits, highest)
         sums.append(call(aten.sum.dim_IntList, less, [dim]))
     totals = call(LEAVE, call(aten.stack.default, sums), local.axis)
-    exponentials, logit, *rest = (call(aten.select.int, totals, 0, index) for index in range(len(sums)))
+    exponentials, less_logit, *rest = (call(aten.select.int, totals, 0, index) for index in range(len(sums)))
     logarithm = call(aten.log.default, exponentials)
-    loss = call(aten.sub.Tensor, logarithm, logit)
+    loss = call(aten.add.Tensor, logarithm, less_logit)
     if smoothing:
         spread = call(aten.sub.Tensor, logarithm, call(aten.div.Tensor, rest[0], classes))
         loss = call(
@@ -240,6 +240,7 @@ def _is_plain_cross_entropy(node: fx.Node, signature: Signature, cut: Cut) -> bo
 
 
 _NONE, _MEAN, _SUM = 0, 1, 2  # of at::Reduction
+_ELSEWHERE = -1  # in place of a class of which another rank has the logit
 _RULES: dict[object, _Rule] = {
     aten.embedding.default: _Rule(_embedding, lambda node, signature, cut: cut.blocks == 1),
     aten.mean.dim: _Rule(_mean),
