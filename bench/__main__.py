@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from bench.remat import half, planner
 from bench.remat_gap import gaps
 from bench.remat_picture import picture
 from bench.remat_sweep import Workload, sweep
-from bench.rivals import RIVALS
+from bench.rivals import RIVALS, make_rival
+from bench.split import RIVALS as SPLIT_RIVALS
+from bench.split import choosing, layer_bytes, step_times
 from bench.statistics import spread
-from bench.train import measure
+from bench.train import Contest, measure
+from bench.workloads import llama, tokens
 
 RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parents[1] / "docs" / "remat-sweep.svg"
@@ -32,16 +36,27 @@ ORDER = ",".join(RIVALS)
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
-    rivals = options.rivals.split(",")
-    unknown = [name for name in rivals if name not in RIVALS]
+    rivals = _named(options.rivals, RIVALS, "rival")
+    contest = Contest(llama, make_rival, tokens)
+    found = measure(contest, rivals, options.world, options.rounds, options.steps)
+    _print_steps(found, options.against.split(","))
+    return found
+
+
+def _named(text: str, known: Iterable[str], what: str) -> list[str]:
+    """The names that an option gives. Raises SystemExit for one that is not known."""
+    names = text.split(",")
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise SystemExit(f"unknown rival {unknown[0]}; choose from {', '.join(RIVALS)}")
-    found = measure(rivals, options.world, options.rounds, options.steps)
-    table = Table("rival", "step ms", "quartiles", *(f"of {name}" for name in options.against.split(",")))
+        raise SystemExit(f"unknown {what} {unknown[0]}; choose from {', '.join(known)}")
+    return names
+
+
+def _print_steps(found: dict[str, Any], against: list[str]) -> None:
+    """Step times of rivals, and their ratios to those of `against`."""
+    table = Table("rival", "step ms", "quartiles", *(f"of {name}" for name in against))
     for name, each in found["seconds"].items():
-        ratios = [
-            found["ratios"][other][name] if other in found["ratios"] else None for other in options.against.split(",")
-        ]
+        ratios = [found["ratios"][other][name] if other in found["ratios"] else None for other in against]
         shown = [f"{r['median']:.3f} ({r['low']:.3f}–{r['high']:.3f})" if r else "" for r in ratios]
         table.add_row(name, f"{each['median'] * 1e3:.0f}", f"{each['low'] * 1e3:.0f}–{each['high'] * 1e3:.0f}", *shown)
     for name, why in found["missing"].items():
@@ -49,7 +64,44 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     apart = found["largest_loss_difference"]
     Console(width=140).print(table, f"largest difference of a loss from {found['reference']}'s:")
     Console(width=140).print(", ".join(f"{name} {each:.1e}" for name, each in apart.items()))
+
+
+def _split(options: argparse.Namespace) -> dict[str, Any]:
+    parts = _named(options.parts, SPLIT_PARTS, "part")
+    return {part: SPLIT_PARTS[part](options) for part in parts}
+
+
+def _split_steps(options: argparse.Namespace) -> dict[int, Any]:
+    rivals, found = _named(options.rivals, SPLIT_RIVALS, "rival"), {}
+    for world in map(int, options.worlds.split(",")):
+        found[world] = step_times(rivals, world, options.rounds, options.steps)
+        Console().print(f"{world} ranks")
+        _print_steps(found[world], ["torch-tp"])
     return found
+
+
+def _split_bytes(options: argparse.Namespace) -> dict[str, Any]:
+    found = layer_bytes(ranks=8)
+    table = Table("", "collective", "bytes a layer", "of four all-reduces")
+    for name in ("weights", "sequence"):
+        for kind, sent in found[name].items():
+            table.add_row(name, kind, f"{sent:,.0f}", f"{sent / found['megatron']:.4%}")
+    Console().print(table, f"four all-reduces (Megatron): {found['megatron']:,.0f}")
+    return found
+
+
+def _split_choice(options: argparse.Namespace) -> dict[int, Any]:
+    found = choosing(32, (8, 32), options.choices)
+    table = Table("ranks", "classes s", "space s", "choice s", "total s", "quartiles")
+    for ranks, parts in found.items():
+        total = parts["total"]
+        medians = (f"{parts[name]['median']:.2f}" for name in ("classes", "space", "choice", "total"))
+        table.add_row(str(ranks), *medians, f"{total['low']:.2f}–{total['high']:.2f}")
+    Console().print(table)
+    return found
+
+
+SPLIT_PARTS = {"steps": _split_steps, "bytes": _split_bytes, "choice": _split_choice}
 
 
 def _compile(options: argparse.Namespace) -> dict[str, Any]:
@@ -92,11 +144,7 @@ def _memory(options: argparse.Namespace) -> dict[str, Any]:
 
 def _remat(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    parts = options.parts.split(",")
-    unknown = set(parts) - set(REMAT_PARTS)
-    if unknown:
-        raise SystemExit(f"unknown part {min(unknown)}; choose from {', '.join(REMAT_PARTS)}")
-    for part in parts:
+    for part in _named(options.parts, REMAT_PARTS, "part"):
         found[part] = REMAT_PARTS[part](options)
     return found
 
@@ -222,6 +270,15 @@ def main() -> None:
     train.add_argument("--steps", type=int, default=5)
     train.add_argument("--result", default="train", help="the result is stored as results/NAME.json")
     train.set_defaults(run=_train)
+    splitting = commands.add_parser("split", help="layers split over ranks")
+    splitting.add_argument("--parts", default=",".join(SPLIT_PARTS))
+    splitting.add_argument("--rivals", default=",".join(SPLIT_RIVALS))
+    splitting.add_argument("--worlds", default="2,4")
+    splitting.add_argument("--rounds", type=int, default=6)
+    splitting.add_argument("--steps", type=int, default=3)
+    splitting.add_argument("--choices", type=int, default=3, help="how often the choice is made")
+    splitting.add_argument("--result", default="split")
+    splitting.set_defaults(run=_split)
     compiling = commands.add_parser("compile", help="compile times")
     compiling.add_argument("--rounds", type=int, default=3)
     compiling.add_argument("--result", default="compile")

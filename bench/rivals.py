@@ -11,12 +11,18 @@ from torch import nn
 Step = Callable[[torch.Tensor], float]
 
 
-def _adamw(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.0, foreach=True)
+def make_rival(name: str, model: nn.Module) -> Step:
+    """The training step of the rival of that name, on its rank's part of the batch."""
+    return RIVALS[name](model)
 
 
-def _plain_step(module: nn.Module) -> Step:
-    optimizer = _adamw(module)
+def _adamw(module: nn.Module, *, foreach: bool = True) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.0, foreach=foreach)
+
+
+def plain_step(module: nn.Module, *, foreach: bool = True) -> Step:
+    """A step as users write it. foreach: of the optimizer."""
+    optimizer = _adamw(module, foreach=foreach)
 
     def step(ids: torch.Tensor) -> float:
         loss = module(input_ids=ids, labels=ids).loss
@@ -29,7 +35,7 @@ def _plain_step(module: nn.Module) -> Step:
 
 
 def _ddp(model: nn.Module) -> Step:
-    return _plain_step(nn.parallel.DistributedDataParallel(model))
+    return plain_step(nn.parallel.DistributedDataParallel(model))
 
 
 def _fsdp(model: Any, compiled: bool) -> Step:
@@ -42,13 +48,13 @@ def _fsdp(model: Any, compiled: bool) -> Step:
             layer.compile()
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    return _plain_step(model)
+    return plain_step(model)
 
 
 def _graphopt(model: nn.Module, stage: int, transport: str = "auto") -> Step:
     import graphopt
 
-    return _plain_step(graphopt.compile(model, graphopt.Plan(zero=stage, transport=transport)))
+    return plain_step(graphopt.compile(model, graphopt.Plan(zero=stage, transport=transport)))
 
 
 def _deepspeed(model: nn.Module, stage: int) -> Step:

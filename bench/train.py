@@ -6,21 +6,34 @@ import socket
 import tempfile
 import time
 import warnings
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torch import nn
 from tqdm import tqdm
 
-from bench.rivals import RIVALS, Step
+from bench.rivals import Step
 from bench.statistics import paired_ratios, spread
-from bench.workloads import llama, tokens
 
 
-def measure(rivals: list[str], world: int, rounds: int, steps: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Contest:
+    """What rivals are compared on; functions of modules, by which other processes find them.
+
+    model: the same weights at every call. make: the training step of the rival of a name. batch: ids, by step and rank.
+    """
+
+    model: Callable[[], nn.Module]
+    make: Callable[[str, nn.Module], Step]
+    batch: Callable[[int, int], torch.Tensor]
+
+
+def measure(contest: Contest, rivals: list[str], world: int, rounds: int, steps: int) -> dict[str, Any]:
     """Run all rivals in the same `world` processes.
 
     Each round runs `steps` + 1 steps of every rival in turn; the first of a turn warms the caches and is not counted.
@@ -28,7 +41,7 @@ def measure(rivals: list[str], world: int, rounds: int, steps: int) -> dict[str,
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result"
-        multiprocessing.spawn(_rank, (world, _free_port(), rivals, rounds, steps, result), nprocs=world)
+        multiprocessing.spawn(_rank, (world, _free_port(), contest, rivals, rounds, steps, result), nprocs=world)
         return pickle.loads(result.read_bytes())  # type: ignore[no-any-return]
 
 
@@ -38,7 +51,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _rank(rank: int, world: int, port: int, rivals: list[str], rounds: int, steps: int, result: Path) -> None:
+def _rank(
+    rank: int, world: int, port: int, contest: Contest, rivals: list[str], rounds: int, steps: int, result: Path
+) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if world <= len(cores):
         os.sched_setaffinity(0, {cores[rank]})
@@ -48,12 +63,13 @@ def _rank(rank: int, world: int, port: int, rivals: list[str], rounds: int, step
         RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     dist.init_process_group("gloo")
-    ready, missing = _prepare(rivals, rank)
+    ready, missing = _prepare(contest, rivals, rank)
     times: dict[str, list[list[float]]] = {name: [] for name in ready}
     losses: dict[str, list[float]] = {name: [] for name in ready}
     for turn in tqdm(range(rounds + 1), desc="rounds", disable=rank > 0):
+        batches = [contest.batch(turn * (steps + 1) + index + 1, rank) for index in range(steps + 1)]
         for name, step in ready.items():
-            taken = _turn(step, turn, steps, rank, losses[name])
+            taken = _turn(step, batches, losses[name])
             if turn:
                 times[name].append(taken)
     if rank == 0:
@@ -62,14 +78,14 @@ def _rank(rank: int, world: int, port: int, rivals: list[str], rounds: int, step
     os._exit(0)  # some rivals leave threads that outlive their group
 
 
-def _prepare(rivals: list[str], rank: int) -> tuple[dict[str, Step], dict[str, str]]:
+def _prepare(contest: Contest, rivals: list[str], rank: int) -> tuple[dict[str, Step], dict[str, str]]:
     """Those that can be built on every rank, and why the others cannot."""
     ready: dict[str, Step] = {}
     missing: dict[str, str] = {}
     for name in tqdm(rivals, desc="first steps", disable=rank > 0):
         try:
-            step = RIVALS[name](llama())
-            step(tokens(0, rank))
+            step = contest.make(name, contest.model())
+            step(contest.batch(0, rank))
             error = None
         except Exception as caught:
             error = f"{type(caught).__name__}: {caught}".splitlines()[0][:200]
@@ -83,11 +99,10 @@ def _prepare(rivals: list[str], rank: int) -> tuple[dict[str, Step], dict[str, s
     return ready, missing
 
 
-def _turn(step: Step, turn: int, steps: int, rank: int, losses: list[float]) -> list[float]:
+def _turn(step: Step, batches: list[torch.Tensor], losses: list[float]) -> list[float]:
     taken = []
     dist.barrier()
-    for index in range(steps + 1):
-        batch = tokens(turn * (steps + 1) + index + 1, rank)
+    for index, batch in enumerate(batches):
         started = time.perf_counter()
         losses.append(step(batch))
         if index:

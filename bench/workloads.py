@@ -7,11 +7,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 VOCABULARY, SEQUENCE, BATCH = 4096, 128, 2
 
 
-def llama(layers: int = 8, hidden: int = 384) -> nn.Module:
+def llama(layers: int = 8, hidden: int = 384, vocabulary: int = VOCABULARY) -> nn.Module:
     """A Llama of 17.3 M parameters by default, the same random weights at every call."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=hidden * 8 // 3 // 8 * 8,
         num_hidden_layers=layers,
