@@ -84,7 +84,9 @@ class SplitProgram:
                 inputs.append([next(batch).detach()] * self.ranks)
             else:
                 users = self.program.results_of(OutputKind.USER)
-                (dtype,) = (node.meta["val"].dtype for user, node in users if node is not None and user.name == role.name)
+                (dtype,) = (
+                    node.meta["val"].dtype for user, node in users if node is not None and user.name == role.name
+                )
                 inputs.append([torch.ones((), dtype=dtype)] * self.ranks)
         values = dict(zip(self.program.placeholders, inputs, strict=True))
         values |= dict(Simulation(self.program, {"dp": 1, "tp": self.ranks}).run(inputs))
