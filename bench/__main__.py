@@ -23,12 +23,11 @@ from bench.remat import half, planner
 from bench.remat_gap import gaps
 from bench.remat_picture import picture
 from bench.remat_sweep import Workload, sweep
-from bench.rivals import RIVALS, make_rival
+from bench.rivals import RIVALS
 from bench.split import RIVALS as SPLIT_RIVALS
 from bench.split import choosing, layer_bytes, step_times
 from bench.statistics import spread
-from bench.train import Contest, measure
-from bench.workloads import llama, tokens
+from bench.train import DATA_PARALLEL, measure
 
 RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parents[1] / "docs" / "remat-sweep.svg"
@@ -37,8 +36,7 @@ ORDER = ",".join(RIVALS)
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
     rivals = _named(options.rivals, RIVALS, "rival")
-    contest = Contest(llama, make_rival, tokens)
-    found = measure(contest, rivals, options.world, options.rounds, options.steps)
+    found = measure(DATA_PARALLEL, rivals, options.world, options.rounds, options.steps)
     _print_steps(found, options.against.split(","))
     return found
 

@@ -17,8 +17,9 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 from tqdm import tqdm
 
-from bench.rivals import Step
+from bench.rivals import Step, make_rival
 from bench.statistics import paired_ratios, spread
+from bench.workloads import llama, tokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Contest:
     model: Callable[[], nn.Module]
     make: Callable[[str, nn.Module], Step]
     batch: Callable[[int, int], torch.Tensor]
+
+
+DATA_PARALLEL = Contest(llama, make_rival, tokens)
 
 
 def measure(contest: Contest, rivals: list[str], world: int, rounds: int, steps: int) -> dict[str, Any]:

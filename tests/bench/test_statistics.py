@@ -3,7 +3,7 @@
 import pytest
 
 from bench.statistics import paired_ratios, spread
-from bench.train import measure
+from bench.train import DATA_PARALLEL, measure
 
 
 def test_quartiles_of_one_to_five() -> None:
@@ -20,6 +20,6 @@ def test_ratios_do_not_see_a_drift_that_both_share() -> None:
 
 @pytest.mark.long
 def test_rivals_train_alike_and_a_missing_one_is_reported() -> None:
-    found = measure(["ddp", "graphopt-zero3", "fsdp2"], world=2, rounds=1, steps=1)
+    found = measure(DATA_PARALLEL, ["ddp", "graphopt-zero3", "fsdp2"], world=2, rounds=1, steps=1)
     assert set(found["seconds"]) == {"ddp", "graphopt-zero3", "fsdp2"} and found["missing"] == {}
     assert max(found["largest_loss_difference"].values()) < 1e-4
