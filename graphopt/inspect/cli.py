@@ -19,6 +19,7 @@ from graphopt.inspect.views import check as check_view
 from graphopt.inspect.views import compare as compare_view
 from graphopt.inspect.views import graph as graph_view
 from graphopt.inspect.views import memory as memory_view
+from graphopt.inspect.views import parameters as parameters_view
 from graphopt.inspect.views import schedule as schedule_view
 from graphopt.inspect.views import source as source_view
 from graphopt.inspect.views import summary as summary_view
@@ -105,6 +106,12 @@ def passes(request: Request) -> View:
 def communication(request: Request) -> View:
     """Calls and bytes of each collective in a step."""
     return summary_view.communication(request.inspection)
+
+
+@view
+def parameters(request: Request) -> View:
+    """How each parameter lies over each axis of the mesh."""
+    return parameters_view.parameters(request.inspection)
 
 
 @view

@@ -55,7 +55,12 @@ class _Explainer:
         role = self._roles[node]
         yield f"is given to the program: {role}"
         layout = self._layouts.get(role.name) if role.kind in (InputKind.SHARD, InputKind.PARAMETER) else None
-        if layout is None or layout.ranks == 1:
+        if layout is None:
+            return
+        if layout.splits:
+            cuts = " and ".join(f"dimension {s.dim}, one of {s.ranks} over {s.axis}" for s in layout.splits)
+            yield f"split: of {list(layout.whole_shape)} the program sees {list(layout.shape)}: equal parts of {cuts}"
+        if layout.ranks == 1:
             return
         size = readable_size(byte_size(node.meta["val"]))
         if layout.is_whole:

@@ -15,7 +15,7 @@ from graphopt.inspect.document import document
 from graphopt.inspect.fold import fold
 from graphopt.inspect.inspection import Inspection
 from graphopt.inspect.placement import placements
-from graphopt.inspect.views import compare, graph, memory, schedule, source, summary, why
+from graphopt.inspect.views import compare, graph, memory, parameters, schedule, source, summary, why
 from graphopt.inspect.views.base import View
 from graphopt.inspect.views.memory_picture import picture
 from graphopt.ir import OutputKind
@@ -39,10 +39,16 @@ def moved() -> Inspection:
     return inspected(plan="dp=2,zero=3,offload=disk,offload.least_bytes=0")
 
 
+@pytest.fixture(scope="module")
+def tensor_parallel() -> Inspection:
+    return inspected(plan="tp=2,dp=2,zero=3,zero.whole_below=0")
+
+
 VIEWS: dict[str, Callable[[Inspection, Inspection], View]] = {
     "summary": lambda found, _: summary.summary(found),
     "passes": lambda found, _: summary.passes(found),
     "communication": lambda found, _: summary.communication(found),
+    "parameters": lambda found, _: parameters.parameters(found),
     "memory": lambda found, _: memory.memory(found),
     "schedule": lambda found, _: schedule.schedule(found),
     "folded": lambda found, _: graph.graph(found, len(found.stages) - 1, None, None),
@@ -166,6 +172,37 @@ def test_gradients_end_up_as_shards_and_begin_as_parts_of_a_sum(inspection: Insp
     ends = {placed[node] for _, node in inspection.program.results_of(OutputKind.GRADIENT) if node is not None}
     assert ends == {"shard 0 of dp", "replicated"}  # norms stay whole
     assert "partial over dp" in placed.values()
+
+
+def test_parameters_say_which_dimension_each_axis_cuts(tensor_parallel: Inspection) -> None:
+    view = parameters.parameters(tensor_parallel)
+    cut = {row["name"]: row["cut"] for row in view.values()}
+    assert cut["model.layers.0.mlp.gate_proj.weight"] == {"tp": 0, "dp": 0}
+    assert cut["model.layers.1.mlp.down_proj.weight"] == {"tp": 1, "dp": 0}
+    assert cut["lm_head.weight"] == {"dp": 0}, "199 rows have no equal parts"
+    rows = [line for line in _text(view).splitlines() if "down_proj" in line]
+    assert len(rows) == 1, "layers are alike"
+    assert [cell.strip() for cell in rows[0].split("│")[2:-1]] == ["[64, 128]", "dimension 1", "dimension 0", "8.0 KiB"]
+    reasons = tensor_parallel.explanations["model_layers_0_mlp_down_proj_weight_shard"]
+    assert "split: of [64, 128] the program sees [64, 64]: equal parts of dimension 1, one of 2 over tp" in reasons
+    summed = next(record for record in tensor_parallel.stages[-1].nodes if "all_reduce" in record.target)
+    assert any(each.startswith("all-reduce") for each in tensor_parallel.explanations[summed.name])
+
+
+def test_values_lie_over_each_axis_by_themselves(tensor_parallel: Inspection) -> None:
+    split = tensor_parallel.stages[tensor_parallel.stage_after("split")]
+    placed = {record.name: record.placement for record in split.nodes}
+    by_module = {
+        record.facts.module: placed[record.name] for record in split.nodes if record.target == "aten.linear.default"
+    }
+    assert placed["p_model_model_layers_0_mlp_down_proj_weight"] == "part 1 of tp"
+    assert by_module["model.layers.0.mlp.gate_proj"] == "of own batch, of own part over tp"
+    assert by_module["model.layers.0.mlp.down_proj"] == "of own batch, partial over tp"
+    for record in split.nodes:
+        if record.target == "graphopt.leave.default":
+            assert placed[record.inputs[0]].endswith("partial over tp") and placed[record.name] == "of own batch"
+    last = tensor_parallel.stages[-1]
+    assert {r.placement for r in last.nodes if "gate_proj_weight_shard" in r.name} == {"shard 0 of dp, part 0 of tp"}
 
 
 def test_the_document_says_each_stage_again(inspection: Inspection, other: Inspection) -> None:
