@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
 from tqdm import tqdm
 
+from graphopt import Plan
 from tests.support.drawn.example import Example
 from tests.support.drawn.judge import Results, trained
 from tests.support.drawn.script import Train, judge_each_pass, judge_some_steps, subject_of
@@ -169,6 +170,8 @@ def _features(example: Example) -> Iterator[str]:
         "bf16": plan.precision is not None,
         "dynamic": plan.dynamic is not None,
         "offload": plan.offload is not None if plan.passes is None else "offload" in plan.passes,
+        "budget": plan.remat is not None if plan.passes is None else "policy=budget" in plan.passes,
+        "budget and a place": _has_budget_and_place(plan),
         "offload of state": plan.offload is not None and plan.offload.state,
         "global batch norm": plan.batch_norm == "global",
         "pipeline of its own": plan.passes is not None,
@@ -176,6 +179,13 @@ def _features(example: Example) -> Iterator[str]:
     yield from (name for name, flag in flags.items() if flag)
     yield from {f"layer: {layer.kind}" for layer in example.layers}
     yield f"ending: {example.ending}"
+
+
+def _has_budget_and_place(plan: Plan) -> bool:
+    """Whether a budget may be kept by having values wait elsewhere."""
+    if plan.passes is not None:
+        return any("policy=budget" in step and "place=" in step for step in plan.passes.split("}"))
+    return plan.remat is not None and plan.offload is not None and plan.offload.activations
 
 
 def _summary(chunks: list[Chunk], seconds: float) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Which examples hypothesis draws."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from hypothesis import strategies as st
 
-from graphopt import Offload, Plan, Precision, Zero
+from graphopt import Offload, Plan, Precision, Remat, Zero
 from graphopt.errors import PassError
 from graphopt.ir import Level
 from graphopt.ir.copies import PLACES
@@ -23,11 +23,12 @@ _OPTIONS: Mapping[str, st.SearchStrategy[object]] = {
     "bytes": st.sampled_from([0, 1, 64, 1 << 20]),
     "prefetch": st.integers(0, 3),
     "policy": st.sampled_from(["full", "selective"]),
+    "share": st.sampled_from([0.9, 0.7, 0.5, 0.2]),  # which some examples have room for and others have not
     "place": st.sampled_from(PLACES),
     "least_bytes": st.sampled_from([0, 0, 64]),
     "depth": st.integers(1, 3),
 }
-_OF_A_BUDGET = {"bytes", "place", "least_bytes"}  # which some examples have room for and others have not
+_OF_A_BUDGET = {"share", "place", "least_bytes"}
 
 _often = st.sampled_from([True, False, False, False])
 
@@ -63,6 +64,7 @@ offloads = st.one_of(
         state=st.booleans(),
     ),
 )
+budgets = st.one_of(st.none(), st.none(), st.builds(Remat, _OPTIONS["share"]))
 precisions = st.one_of(st.none(), st.none(), st.builds(Precision, reduce=st.sampled_from(["fp32", "bf16"])))
 
 
@@ -76,10 +78,15 @@ def pipelines(needed: Sequence[str], others: Sequence[str]) -> st.SearchStrategy
 
 def _steps(kind: type[Pass]) -> st.SearchStrategy[Pass]:
     names = {spec.name for spec in dataclasses.fields(kind.Options)} & _OPTIONS.keys()
-    if kind is Rematerialize:
-        names -= _OF_A_BUDGET
+    if kind is not Rematerialize:
+        return _built(kind, names)
+    names.discard("bytes")
+    return st.one_of(_built(kind, names - _OF_A_BUDGET), _built(kind, names - {"policy"}, policy=st.just("budget")))
+
+
+def _built(kind: type[Pass], names: Collection[str], **more: st.SearchStrategy[object]) -> st.SearchStrategy[Pass]:
     options = {name: _OPTIONS[name] for name in sorted(names)}
-    return st.builds(kind, st.builds(kind.Options, **options))
+    return st.builds(kind, st.builds(kind.Options, **options, **more))
 
 
 def _ordered(steps: list[Pass]) -> list[Pass]:
@@ -145,6 +152,7 @@ def examples(
         mesh={"dp": example.ranks},
         zero=draw(zeros),
         precision=precision,
+        remat=draw(budgets),
         offload=draw(offloads),
         dynamic=draw(st.sampled_from([None, None, "batch"])),
         passes=draw(st.one_of(st.none(), pipelines(needed, others))),
