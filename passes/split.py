@@ -4,6 +4,7 @@ Which calls run on parts, and along which of their dimensions, is an exact choic
 (`graphopt.cost.splitting`) among all that the signatures of the operators allow (`graphopt.dimensions`).
 """
 
+import logging
 from dataclasses import dataclass
 
 from graphopt.cost.splitting import Choice, best_choice
@@ -18,6 +19,7 @@ from graphopt.passes.split_rewrite import rewrite
 from graphopt.passes.split_rules import SequenceRules, WeightRules
 from graphopt.passes.split_styles import Style, keep_styled
 
+log = logging.getLogger(__name__)
 ALONG = ("weights", "sequence", "heads")
 
 
@@ -105,8 +107,9 @@ class SplitAlong(Pass):
         moved = rewrite(program, context, space, choice, axis, self.name)
         remove_dead(program)
         context.statistics.update(products=len(products), split=count, styled=styled, **moved)
-        if unknown := unsigned(space):
-            context.statistics.update(replicated=", ".join(unknown))
+        if unknown := ", ".join(unsigned(space)):
+            log.warning("split: every rank of %s runs %s whole: no signature says how it could be split", axis, unknown)
+            context.statistics.update(replicated=unknown)
         return True
 
     def _rules(self, program: Program, ranks: int) -> WeightRules | SequenceRules:
