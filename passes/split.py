@@ -92,8 +92,8 @@ class SplitAlong(Pass):
         rules = self._rules(program, ranks)
         lying = _lying(program, context, axis, whole=rules.keeps_weights_whole)
         space = space_of(program, ranks, rules.may_cut, lying)
-        styled = keep_styled(space, rules.classes.weighted, self.options.patterns, strict=True)
-        styled += keep_styled(space, rules.classes.weighted, self.options.likely, strict=False)
+        styled = keep_styled(space, rules.classes, self.options.patterns, strict=True)
+        styled += keep_styled(space, rules.classes, self.options.likely, strict=False)
         may_lie = () if self.options.gather_outputs else _without_gradient(program, context)
         choice = best_choice(program, space, context.hardware, axis, rules.is_wanted, may_lie)
         products = [strategy for node, strategy in choice.strategies.items() if node in rules.classes.weighted]

@@ -87,10 +87,16 @@ class _Rule:
 
 
 def _embedding(local: Local) -> Results:
-    """A lookup in the rank's rows of a table: zeros for what is in others', so that the sum over ranks is the whole."""
+    """A lookup in the rank's rows of a table: zeros for what is in others', so that the sum over ranks is the whole.
+
+    To the row for padding no gradient comes.
+    """
     weight, indices = local.operands
     row, inside = local.in_part(indices)
     found = local.call(aten.embedding.default, weight, row)
+    if (padding := local.given("padding_idx")) >= 0:
+        is_padding = local.call(aten.unsqueeze.default, local.call(aten.eq.Scalar, indices, padding), -1)
+        found = local.call(aten.where.self, is_padding, local.call(aten.detach.default, found), found)
     outside = local.call(aten.logical_not.default, local.call(aten.unsqueeze.default, inside, -1))
     return [local.call(aten.masked_fill.Scalar, found, outside, 0)]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import fx
 
+from graphopt.dimensions.classes import DimensionClasses
 from graphopt.dimensions.signature import Signature
 from graphopt.dimensions.space import Space
 from graphopt.dimensions.strategies import Strategy
@@ -22,30 +23,31 @@ class Style(enum.Enum):
     WHOLE = "whole"  # not at all
 
 
-def keep_styled(space: Space, products: set[fx.Node], patterns: Mapping[str, Style], *, strict: bool) -> int:
+def keep_styled(space: Space, classes: DimensionClasses, patterns: Mapping[str, Style], *, strict: bool) -> int:
     """Leave each product whose module matches a pattern only the strategies of that style. Returns how many.
 
     patterns: as in fnmatch, of module paths. strict: raise PassError for a pattern that matches no such module, for two
     that contradict each other, and for a style in which a product cannot run; else those go their own way.
     """
-    modules = {facts_of(node).module for node in products}
+    modules = {facts_of(node).module for node in classes.weighted}
     if strict:
         for pattern in patterns:
             if not fnmatch.filter(modules, pattern):
                 raise PassError(f"split: no module with weights matches {pattern!r}; {nearest(pattern, modules)}")
     count = 0
-    for node in sorted(products):
+    for node in sorted(classes.weighted):
         found = dict(_matching(facts_of(node).module, patterns))
         if strict and len(set(found.values())) > 1:
             said = " and ".join(f"{pattern!r} {style.value}" for pattern, style in found.items())
             raise PassError(f"split: {facts_of(node).module} matches {said}, which contradict each other; keep one")
         style = next(iter(found.values()), None)
-        kept = [s for s in space.calls[node] if style is None or style_of(space.signatures[node], s) is style]
+        styles = [style_of(classes, node, space.signatures[node], each) for each in space.calls[node]]
+        kept = [s for s, its in zip(space.calls[node], styles, strict=True) if style is None or its is style]
         if kept:
             space.calls[node] = kept
             count += style is not None
         elif strict and style is not None:
-            ways = sorted({style_of(space.signatures[node], each).value for each in space.calls[node]})
+            ways = sorted({each.value for each in styles if each is not None})
             raise PassError(
                 f"split: {facts_of(node).module} cannot be split by {style.value} over {space.ranks} ranks, of which "
                 f"each would get a part; it can be {' or '.join(ways)}"
@@ -53,10 +55,12 @@ def keep_styled(space: Space, products: set[fx.Node], patterns: Mapping[str, Sty
     return count
 
 
-def style_of(signature: Signature, strategy: Strategy) -> Style:
-    """The style that a strategy of a product is of."""
+def style_of(classes: DimensionClasses, node: fx.Node, signature: Signature, strategy: Strategy) -> Style | None:
+    """The style that a strategy of a product is of; None along what is not of its weight, such as the sequence."""
     if strategy.cut is None:
         return Style.WHOLE
+    if not classes.is_of_weights(node, signature, strategy.cut.label):
+        return None
     return Style.ROW if signature.is_reduced(strategy.cut.label) else Style.COLUMN
 
 

@@ -150,11 +150,18 @@ def class_loss(call: Call) -> Signature | None:
     return labels.signature([given[name] for name in call.names], results, localized=localized)
 
 
+def embedding(call: Call) -> Signature | None:
+    """``v h, ... -> ... h``; gradients that are divided by how often each row is read are of all tokens at once."""
+    if call["scale_grad_by_freq"]:
+        return spelled("v h, ... -> ... h", whole="v ...")(call)
+    return spelled("v h, ... -> ... h", localized="v", linear=[("weight",)])(call)
+
+
 RULES: Mapping[object, Rule] = {
     **dict.fromkeys((aten.cross_entropy_loss, aten.nll_loss, aten.nll_loss2d, aten.nll_loss_nd), class_loss),
     **dict.fromkeys((aten.scatter, aten.scatter_add, aten.scatter_reduce), scatter),
     **dict.fromkeys((aten.index_add, aten.index_copy), index_add),
-    aten.embedding: spelled("v h, ... -> ... h", localized="v", linear=[("weight",)]),
+    aten.embedding: embedding,
     aten.gather: gather,
     aten.index: index,
     aten.index_put: index_put,

@@ -91,16 +91,16 @@ class SplitProgram:
         values = dict(zip(self.program.placeholders, inputs, strict=True))
         values |= dict(Simulation(self.program, {"dp": 1, "tp": self.ranks}).run(inputs))
         found: dict[OutputKind, dict[str, torch.Tensor]] = {kind: {} for kind in OutputKind}
-        for role, node in zip(self.program.outputs, self.program.results, strict=True):
+        for output, node in zip(self.program.outputs, self.program.results, strict=True):
             if node is not None:
-                layout = self.layouts.get(role.name) if role.kind is OutputKind.GRADIENT else None
-                found[role.kind][role.name] = _joined(values[node], layout, role)
+                layout = self.layouts.get(output.name) if output.kind is OutputKind.GRADIENT else None
+                found[output.kind][output.name] = _joined(values[node], layout, output)
         users = list(found[OutputKind.USER].values())
         return Step(users, found[OutputKind.GRADIENT], found[OutputKind.BUFFER])
 
 
 def split_program(
-    model: nn.Module, batch: dict[str, Any], ranks: int, options: str = "", hardware: str = "cpu"
+    model: nn.Module, batch: dict[str, Any], ranks: int, options: str = "", hardware: str = "cpu", axis: str = "tp"
 ) -> SplitProgram:
     """A model's step, split over `ranks` of `tp` and verified after each pass."""
     tensors, spec = flatten_call((), batch)
@@ -118,7 +118,7 @@ def split_program(
         gradient_outputs=tuple(map(_is_loss, users)),
         hardware=PRESETS[hardware],
     )
-    pipeline = Pipeline.parse(f"canonicalize,split{{axis=tp{options}}},differentiate", REGISTRY)
+    pipeline = Pipeline.parse(f"canonicalize,split{{axis={axis}{options}}},differentiate", REGISTRY)
     records = pipeline.run(program, context, verify=True)
     return SplitProgram(program, layouts, records, ranks, tensors, model)
 

@@ -60,14 +60,17 @@ class Mlp(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Layers with norms and residuals, after an embedding and before a head over the same vocabulary."""
+    """Layers with norms and residuals, after an embedding and before a head over the same vocabulary.
+
+    frequencies: gradients of the embedding are divided by how often each row is read.
+    """
 
     def __init__(
         self, *layers: nn.Module, vocabulary: int = 40, norm: Callable[[int], nn.Module] = nn.RMSNorm,
-        tied: bool = False, dropout: float = 0.0, logits: bool = True, **loss: Any,
+        tied: bool = False, dropout: float = 0.0, logits: bool = True, frequencies: bool = False, **loss: Any,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, WIDTH)
+        self.embedding = nn.Embedding(vocabulary, WIDTH, padding_idx=3, scale_grad_by_freq=frequencies)
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(norm(WIDTH) for _ in layers)
         self.dropout = nn.Dropout(dropout)
@@ -104,8 +107,9 @@ class Convolutions(nn.Module):
 
 
 def tokens(vocabulary: int = 40, length: int = TOKENS) -> Batch:
-    """Labels of which some do not count."""
+    """Ids of which some fill up, labels of which some do not count."""
     ids = torch.randint(vocabulary, (2, length))
+    ids[1, -2:] = 3
     labels = torch.randint(vocabulary, (2, length))
     labels[0, :3] = -100
     return {"ids": ids, "labels": labels}
