@@ -99,7 +99,7 @@ def _exchange(rank: int, world: int, share_memory: bool) -> list[torch.Tensor]:
     """All of them in flight at once, of float32 and bfloat16; each is one tensor."""
     collectives, pending = _collectives(share_memory), []
     for dtype in (torch.float32, torch.bfloat16):
-        for rows in (world, 3 * world):
+        for rows in (world, 3 * world, 1024 * world):
             value = _values(rank, rows, dtype)
             pending += [
                 collectives.all_gather([value], "tp")[0],
@@ -117,7 +117,7 @@ def _exchange(rank: int, world: int, share_memory: bool) -> list[torch.Tensor]:
 def test_single_collectives(ranks: Callable[[int], Ranks], world: int, share_memory: bool) -> None:
     exchanges, wanted = Exchanges({"tp": world}), []
     for dtype in (torch.float32, torch.bfloat16):
-        for rows in (world, 3 * world):
+        for rows in (world, 3 * world, 1024 * world):
             values = [_values(rank, rows, dtype) for rank in range(world)]
             total = exchanges.reduced(values, "tp")
             wanted += [
