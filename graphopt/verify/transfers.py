@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from graphopt.ir.collectives import WAIT, Collective, collectives_of, launch_of, sources_of, uncast, waits_of
+from graphopt.ir.copies import COPIED_IN
 from graphopt.ir.facts import Phase, facts_of
 from graphopt.ir.program import Program
 from graphopt.ir.roles import InputKind
@@ -21,8 +22,16 @@ def transfer_problems(program: Program, mesh: Mapping[str, int]) -> Iterator[tup
     for collective in collectives_of(program):
         yield from _argument_problems(collective, mesh)
         yield from _waiting_problems(collective.node)
-        if collective.kind == "all-gather" and any(uncast(source) in shards for source in sources_of(collective.node)):
+        if collective.kind == "all-gather" and any(_stored(source) in shards for source in sources_of(collective.node)):
             yield from _lifetime_problems(collective.node)
+
+
+def _stored(value: fx.Node) -> fx.Node:
+    """What a value is a cast of, or has been copied back from."""
+    value = uncast(value)
+    while value.target is COPIED_IN and isinstance(value.args[1], fx.Node):
+        value = uncast(value.args[1])
+    return value
 
 
 def _argument_problems(collective: Collective, mesh: Mapping[str, int]) -> Iterator[tuple[fx.Node, str]]:
