@@ -54,7 +54,7 @@ class Builder:
         call = (target, _alike((args, tuple(kwargs.items()))))
         if call not in self._values:
             values = fx.map_arg((args, kwargs), lambda argument: argument.meta["val"])
-            with self.context.fake_mode:
+            with self.context.fake_mode, torch.no_grad():  # values that are alike need not both require a gradient
                 self._values[call] = target(*values[0], **values[1])
         return self._values[call]
 
