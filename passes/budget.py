@@ -61,11 +61,11 @@ class Repeatable:
     """Pure forward calls that may be computed again.
 
     within_layers: where what goes from one layer to the next is saved, so that each can be looked at by itself;
-    anywhere: also that.
+    anywhere: also that, found when it is asked for.
     """
 
     within_layers: Collection[fx.Node]
-    anywhere: Collection[fx.Node]
+    anywhere: Callable[[], Collection[fx.Node]]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _Search:
         marks: Sequence[int] = frontier.marks
         tries = _CALLS // len(program.graph.nodes)
         if len(frontier) < _STARTS * tries:
-            refined = Refinement(program, repeatable.anywhere, self._timeline).choices(frontier, tries)
+            refined = Refinement(program, repeatable.anywhere(), self._timeline).choices(frontier, tries)
             # What the timeline thinks no better may be, once gathers and reductions are among what is alive.
             repeated = [*refined, frontier[len(frontier) - 1]]
             marks = range(len(repeated))

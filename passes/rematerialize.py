@@ -5,6 +5,7 @@ before `zero`, which then gathers, for backward, the parameters that it reads th
 """
 
 import fnmatch
+import functools
 from dataclasses import dataclass
 
 from torch import fx
@@ -73,7 +74,7 @@ class Rematerialize(Pass):
         builder = Builder(program, context, self.name)
         nodes = repeatable(program, lambda node: facts_of(node).layer, self._is_kept)
         if options.policy == "budget":
-            anywhere = repeatable(program, lambda node: None, self._is_kept)
+            anywhere = functools.partial(repeatable, program, lambda node: None, self._is_kept)
             return self._within_budget(builder, Repeatable(nodes, anywhere))
         if all(facts_of(node).layer is None for node in program.compute_nodes(Phase.FORWARD)):
             raise PassError("rematerialize: the model has no repeated layers, so there is nothing to compute again")
