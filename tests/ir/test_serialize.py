@@ -79,7 +79,7 @@ def test_the_rest_of_a_pipeline_does_the_same_to_the_copy(name: str, text: str) 
             mode,
             dict(plan.mesh),
             compilation.layouts,
-            compilation.seeded,
+            gradient_outputs=compilation.seeded,
             reduce_dtype=plan.precision.reduce_dtype if plan.precision else None,
         )
         is_traced_anew = program.level is Level.FORWARD
