@@ -17,7 +17,7 @@ from graphopt.errors import GraphoptError
 
 V = TypeVar("V", bound=Hashable)
 Costs = NDArray[np.float64]
-_MOST_ENTRIES = 1 << 24
+_MOST_ENTRIES = 1 << 26  # half a gigabyte
 
 
 @dataclass(frozen=True)
