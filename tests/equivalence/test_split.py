@@ -39,7 +39,8 @@ def _check(answers: list[tuple[list[Trained], Trained]], plans: list[str]) -> No
 
 @pytest.mark.parametrize("name", ZOO)
 def test_two_ranks(ranks, name: str) -> None:
-    _check(ranks(2).run(_train, name, PAIRS), PAIRS)
+    plans = PAIRS[:1] if name == "deepseek" else PAIRS  # its choice along the sequence takes long: in the long run
+    _check(ranks(2).run(_train, name, plans), plans)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "mixtral"])
@@ -50,7 +51,8 @@ def test_four_ranks(ranks, name: str) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", ZOO)
 def test_two_ranks_in_every_way(ranks, name: str) -> None:
-    _check(ranks(2).run(_train, name, OTHER_PAIRS), OTHER_PAIRS)
+    plans = [*PAIRS, *OTHER_PAIRS]
+    _check(ranks(2).run(_train, name, plans, timeout=900), plans)
 
 
 @pytest.mark.long
