@@ -25,6 +25,14 @@ class Split:
     dim: int
 
 
+def whole_shape(shape: Sequence[int], splits: Sequence[Split]) -> tuple[int, ...]:
+    """The shape of what is cut by `splits`, from that of a part."""
+    whole = list(shape)
+    for split in splits:
+        whole[split.dim] *= split.ranks
+    return tuple(whole)
+
+
 @dataclass(frozen=True)
 class ParameterLayout:
     """One parameter over `ranks` ranks of the data-parallel `axis`; `dim` is None for one that is not sharded there.
@@ -78,10 +86,7 @@ class ParameterLayout:
     @property
     def whole_shape(self) -> tuple[int, ...]:
         """Shape of the whole parameter."""
-        shape = list(self.shape)
-        for split in self.splits:
-            shape[split.dim] *= split.ranks
-        return tuple(shape)
+        return whole_shape(self.shape, self.splits)
 
     def part(self, whole: torch.Tensor, place: Mapping[str, int]) -> torch.Tensor:
         """What of the whole parameter one rank's program sees; a view. place: axis -> the rank's place along it."""

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor import DTensor, Shard
 
 from graphopt.ir import Output
+from graphopt.ir.layout import whole_shape
 
 
 def put_together(
@@ -26,9 +27,12 @@ def put_together(
 def _distributed(value: torch.Tensor, role: Output, mesh: DeviceMesh) -> DTensor:
     dims = {split.axis: split.dim for split in role.splits}
     axes = tuple(axis for axis in mesh.mesh_dim_names or () if axis in dims)
-    placements: list[Placement] = [Shard(dims[axis]) if axis in dims else Replicate() for axis in axes]
-    shape = list(value.shape)
-    for split in role.splits:
-        shape[split.dim] *= split.ranks
-    whole = torch.empty(shape, device="meta")
-    return DTensor.from_local(value, mesh[axes], placements, run_check=False, shape=whole.shape, stride=whole.stride())
+    whole = torch.empty(whole_shape(value.shape, role.splits), device="meta")
+    return DTensor.from_local(
+        value,
+        mesh[axes],
+        [Shard(dims[axis]) for axis in axes],
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
