@@ -35,9 +35,7 @@ class SharedMemoryTransport:
     def all_gather(self, shards: Sequence[torch.Tensor], into: Sequence[torch.Tensor | None]) -> Finish:
         shapes = [shard.shape for shard in shards]
         elements, dtype = sum(shape.numel() for shape in shapes), shards[0].dtype
-        segment = self.channel.segment(elements * dtype.itemsize)
-        concatenated(shards, out=segment.view(elements, dtype))
-        exchange = _Exchange(self.channel, self.channel.post(segment, elements * dtype.itemsize))
+        exchange = self._post(shards, elements)
 
         def finish() -> list[torch.Tensor]:
             with exchange as segments:
@@ -64,9 +62,7 @@ class SharedMemoryTransport:
         """Of what is small: all ranks read all of it, and wait once; a scatter and a gather wait twice."""
         shapes = [tensor.shape for tensor in tensors]
         elements, dtype = sum(shape.numel() for shape in shapes), tensors[0].dtype
-        segment = self.channel.segment(elements * dtype.itemsize)
-        concatenated(tensors, out=segment.view(elements, dtype))
-        exchange = _Exchange(self.channel, self.channel.post(segment, elements * dtype.itemsize))
+        exchange = self._post(tensors, elements)
 
         def finish() -> list[torch.Tensor]:
             with exchange as segments:
@@ -77,9 +73,7 @@ class SharedMemoryTransport:
     def all_to_all(self, tensor: torch.Tensor) -> Finish:
         shape = torch.Size((tensor.shape[0] // self.ranks, *tensor.shape[1:]))
         elements, dtype, rank = tensor.numel(), tensor.dtype, self.channel.rank
-        segment = self.channel.segment(elements * dtype.itemsize)
-        concatenated([tensor], out=segment.view(elements, dtype))
-        exchange = _Exchange(self.channel, self.channel.post(segment, elements * dtype.itemsize))
+        exchange = self._post([tensor], elements)
 
         def finish() -> list[torch.Tensor]:
             with exchange as segments:
@@ -87,6 +81,13 @@ class SharedMemoryTransport:
                 return gathered_from_ranks(rows, [shape], [None])
 
         return finish
+
+    def _post(self, tensors: Sequence[torch.Tensor], elements: int) -> "_Exchange":
+        """Put tensors, of so many elements together, where the other ranks read them."""
+        dtype = tensors[0].dtype
+        segment = self.channel.segment(elements * dtype.itemsize)
+        concatenated(tensors, out=segment.view(elements, dtype))
+        return _Exchange(self.channel, self.channel.post(segment, elements * dtype.itemsize))
 
 
 class _Exchange:
