@@ -76,6 +76,7 @@ class Alarm:
         """Returns when all have heard, or after a while: the store may end with this process."""
         if self._store is None:
             return
+        self._said = said  # also where nobody can be told
         self._said = self._store.compare_set(self._key, "", said).decode()
         self._store.add(f"{self._key}/heard", 1)
         end = time.monotonic() + _STAY_SECONDS

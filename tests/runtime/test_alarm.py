@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import graphopt
 from graphopt import Offload, Plan, Zero
 from graphopt.errors import OffloadError
+from graphopt.runtime.alarm import Alarm
 from tests.support.ranks import Ranks
 
-ROWS, WIDTH = 64, 64
+ROWS, WIDTH = 4096, 64
+LIMIT = 2 * ROWS * WIDTH  # half a value, and much more than the file through which the ranks meet has
 
 
 def _failing(rank: int, world: int, folder: str, transport: str, fault: str) -> tuple[list[str], float]:
@@ -27,7 +30,7 @@ def _failing(rank: int, world: int, folder: str, transport: str, fault: str) -> 
     model(x).sum().backward()
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1 and fault == "full":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (ROWS * WIDTH, limit[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, limit[1]))
     said, started = [], time.monotonic()
     for _ in range(2):
         with pytest.raises(OffloadError) as caught:
@@ -66,3 +69,22 @@ def test_what_fails_on_one_rank_stops_all_that_wait_for_it_by_sockets(tmp_path: 
         _check(ranks.run(_failing, str(tmp_path), "group", "lost", timeout=60), tmp_path, "lost")
     finally:
         ranks.close()
+
+
+class _LostStore:
+    """One whose server has ended."""
+
+    def add(self, key: str, number: int) -> int:
+        return number
+
+    def compare_set(self, key: str, expected: str, value: str) -> bytes:
+        raise dist.DistStoreError("connection lost")
+
+
+def test_who_cannot_tell_the_others_does_not_run_again_either() -> None:
+    alarm = Alarm(_LostStore(), 0, 2)  # type: ignore[arg-type]
+    for call in "first", "second":
+        with pytest.raises(OffloadError, match="first call: no room"), alarm.watching(f"{call} call"):
+            raise OffloadError("no room")
+    with pytest.raises(OffloadError, match="first call: no room"), alarm.watching("third call"):
+        raise AssertionError("it runs, out of step with the others")

@@ -79,7 +79,7 @@ class _Counted(TorchDispatchMode):
             self.moved += args[1].nbytes * (ranks - 1) / ranks
         elif "c10d" in name and "barrier" not in name:
             raise AssertionError(f"{name} is not counted")
-        elif name in ("aten.cat.out", "aten.add.Tensor", "aten.add_.Tensor"):
+        elif name in ("aten.cat.out", "aten.add.Tensor", "aten.add.out"):
             read = args[0] if isinstance(args[0], list) else args
             shared = sum(t.nbytes for t in read if isinstance(t, torch.Tensor) and is_in_segment(t))
             self.moved += shared * (ranks - 1) / ranks  # as much is read of each rank's segment, one's own included
