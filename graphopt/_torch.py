@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import sympy  # type: ignore[import-untyped]
 import torch
@@ -30,6 +30,7 @@ from torch.utils.checkpoint import _CachingTorchDispatchMode as SelectiveCheckpo
 
 __all__ = [
     "BatchNorm",
+    "BuffersAsMade",
     "FakeTensorMode",
     "OpOverload",
     "SelectiveCheckpoint",
@@ -362,3 +363,14 @@ def without_saved_tensor_hooks() -> Iterator[list[Callable[[torch.Tensor], Any]]
 def selective_checkpoints() -> list[SelectiveCheckpoint]:
     """What `create_selective_checkpoint_contexts` has put in force, outermost first; `policy_fn` of each decides."""
     return [mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, SelectiveCheckpoint)]
+
+
+class BuffersAsMade(nn.Module):
+    """A module whose own buffers keep their dtype when it is cast; their values are rounded, once."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        dtypes = {name: buffer.dtype for name, buffer in self.named_buffers(recurse=False)}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, dtype in dtypes.items():
+            setattr(self, name, getattr(self, name).to(dtype))
+        return self

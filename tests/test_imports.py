@@ -15,7 +15,7 @@ FLOORS = [
     | {"_torch", "cuda_ext"},
     {"ir"},
     {"dimensions"},
-    {"runtime", "optim"},
+    {"runtime", "optim", "experts"},
     {"offload", "cost", "capture", "triton_kernels", "verify"},
     {"passes"},
     {"emit", "report"},

@@ -184,6 +184,8 @@ _FORMULAS: Mapping[str, Callable[..., int]] = {
     "aten::matmul": _inner_product,
     "aten::mv": _inner_product,
     "aten::scaled_dot_product_attention": _attention,
+    "graphopt::grouped_mm": _grouped_multiplication,
+    "graphopt::grouped_outer": _grouped_multiplication,
     "transformers::grouped_mm_fallback": _grouped_multiplication,
     "transformers::grouped_mm_fallback_backward": _grouped_multiplication_backward,
 }

@@ -7,6 +7,7 @@ import torch
 
 from graphopt.dimensions.notation import Call, Rule, fit, spell, spelled
 from graphopt.dimensions.signature import Signature
+from graphopt.ir.grouped import GROUPED_MM
 
 aten = torch.ops.aten
 _BOTH = (("self",), ("mat2",))
@@ -82,6 +83,6 @@ RULES: Mapping[object, Rule] = {
     aten.dot: spelled("k, k ->", linear=(("self",), ("tensor",))),
     aten.outer: spelled("m, n -> m n", linear=(("self",), ("vec2",))),
     **dict.fromkeys(_ADDED, added),
-    aten._grouped_mm: grouped,
+    **dict.fromkeys((aten._grouped_mm, GROUPED_MM.overloadpacket), grouped),
 }
 BY_NAME: Mapping[str, Rule] = {"transformers::grouped_mm_fallback": grouped}
