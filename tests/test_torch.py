@@ -325,3 +325,20 @@ def test_selective_checkpoints_are_found_with_their_policies() -> None:
     contexts = functools.partial(create_selective_checkpoint_contexts, policy)
     checkpoint(inside, torch.ones(2, requires_grad=True), use_reentrant=False, context_fn=contexts)
     assert seen[0][0] is torch.ops.aten.sin.default and not _torch.selective_checkpoints()
+
+
+def test_buffers_keep_their_dtype_when_a_module_is_cast() -> None:
+    class Counting(_torch.BuffersAsMade):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+            self.register_buffer("sums", torch.full((2,), 0.75))
+            self.register_buffer("absent", None)
+
+    model = nn.Sequential(Counting()).bfloat16()
+    assert {name: value.dtype for name, value in model.state_dict().items()} == {
+        "0.weight": torch.bfloat16,
+        "0.sums": torch.float32,
+    }
+    assert dict(model.named_buffers())["0.sums"].tolist() == [0.75, 0.75]
+    assert model.to("meta")[0].sums.is_meta

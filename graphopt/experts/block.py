@@ -110,7 +110,7 @@ def mixed(
     results = run(rows, ends) * scales.unsqueeze(-1)
     places = torch.empty_like(order)
     places[order] = torch.arange(order.shape[0], device=order.device)
-    return results[places].view(len(tokens), top_k, results.shape[-1]).sum(1).to(tokens.dtype)
+    return results[places].view(tokens.shape[0], top_k, results.shape[-1]).sum(1).to(tokens.dtype)
 
 
 def grouped_linear(rows: torch.Tensor, stacked: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

@@ -65,11 +65,11 @@ def _groups(ends: torch.Tensor) -> Iterator[slice]:
 
 
 def _like_mm(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    return rows.new_empty(len(rows), matrices.shape[-1])
+    return rows.new_empty(rows.shape[0], matrices.shape[-1])  # where len would make a symbolic size a number
 
 
 def _like_outer(rows: torch.Tensor, others: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    return rows.new_empty(len(ends), rows.shape[-1], others.shape[-1])
+    return rows.new_empty(ends.shape[0], rows.shape[-1], others.shape[-1])
 
 
 def _save(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

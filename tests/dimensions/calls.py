@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from graphopt.ir.grouped import GROUPED_MM
+
 aten = torch.ops.aten
 Call = tuple[Any, ...]  # an operator and its arguments, of which the last may be named ones
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -256,6 +258,7 @@ def product(draw: Draw) -> Call:
         (aten.dot.default, real(k), real(k)),
         (aten.einsum.default, "bmk,bkn->bnm", [real(b, m, k), real(b, k, n)]),
         (aten.einsum.default, "mk,kn", [real(m, k), real(k, n)]),
+        (GROUPED_MM, real(m, k), real(b, k, n), indices(m + 1, b).sort().values.int()),
     ]
     return draw(st.sampled_from(made))
 

@@ -8,6 +8,12 @@ from torch import nn
 from graphopt.experts import Experts
 
 WIDTH = 16
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dropless": {},
+    "capacity": {"capacity": 0.7},
+    "by weight, with biases": {"capacity": 0.7, "priority": "weight", "scores": "sigmoid", "bias_speed": 0.01},
+    "plain, shared": {"gated": False, "activation": "gelu", "shared": 1, "normalized": False, "bias_speed": 0.01},
+}
 
 
 class WithExperts(nn.Module):
@@ -23,6 +29,12 @@ class WithExperts(nn.Module):
         x = self.into(x)
         y, routing = self.block(x)
         return (x + y).square().mean() + self.factor * (routing.balance_loss + routing.z_loss)
+
+
+def with_experts(factor: float = 0.01, **options: Any) -> WithExperts:
+    """The same model whenever it is built, in training."""
+    torch.manual_seed(0)
+    return WithExperts(factor, **options).train()
 
 
 def vectors(rows: int = 4, length: int = 9) -> dict[str, torch.Tensor]:
