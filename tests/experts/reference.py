@@ -67,8 +67,6 @@ def reference(block: Experts, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
             total = total + _one(block, block.shared.up.weight, block.shared.down.weight, tokens[token])
         rows.append(total)
     shares = scores / scores.sum(1, keepdim=True)
-    balance = sum(
-        sum(numbers.count(expert) for numbers in choices) / len(tokens) * shares[:, expert].mean()
-        for expert in range(router.experts)
-    )
+    loads = [sum(numbers.count(expert) for numbers in choices) for expert in range(router.experts)]
+    balance = torch.stack([load / len(tokens) * shares[:, expert].mean() for expert, load in enumerate(loads)]).sum()
     return torch.stack(rows).reshape(x.shape), router.experts * balance, (torch.log(powers.sum(1)) ** 2).mean()

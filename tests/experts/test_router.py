@@ -112,7 +112,7 @@ def test_a_step_of_the_bias_is_the_speed_towards_the_mean() -> None:
 def test_biases_choose_but_do_not_weigh_and_rest_in_evaluation() -> None:
     router, x = _lopsided(0.1)
     router.eval()
-    router.bias[5] = 10.0  # every token's first choice now
+    router.bias.index_fill_(0, torch.tensor(5), 10.0)  # every token's first choice now
     routing = router(x)
     assert bool((routing.chosen[:, 0] == 5).all()) and int(router.bias.count_nonzero()) == 1
     scores = torch.sigmoid(x @ router.weight.t()).gather(1, routing.chosen)
