@@ -163,6 +163,7 @@ def test_under_autocast_products_are_in_its_dtype() -> None:
     exact = block(x)[0]
     with torch.autocast("cpu", torch.bfloat16):
         found = block(x.bfloat16())[0]
+        assert block(x)[0].dtype is torch.float32, "as the tokens are in"
     assert found.dtype is torch.bfloat16
     apart = (found.float() - exact).norm() / exact.norm()
     assert 1e-4 < apart.item() < 5e-2

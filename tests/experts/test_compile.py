@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import graphopt
 from graphopt.capture.arguments import flatten_call
@@ -38,10 +40,8 @@ def test_a_world_of_one_is_eager_bit_for_bit(options: dict[str, Any], plan: str)
 
 @options
 def test_one_program_is_for_batches_of_every_size(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    eager, model = (
-        with_experts(**options),
-        graphopt.compile(with_experts(**options), "dynamic=batch,sequence,verify=true"),
-    )
+    plan = "dynamic=batch,sequence,verify=true"
+    eager, model = with_experts(**options), graphopt.compile(with_experts(**options), plan)
     for shape in ((4, 9), (2, 7), (5, 3)):
         batch = vectors(*shape)
         for each in (eager, model):
@@ -50,6 +50,26 @@ def test_one_program_is_for_batches_of_every_size(options: dict[str, Any], caplo
         for found, wanted in zip(model.parameters(), eager.parameters(), strict=True):
             assert torch.equal(whole(found.grad), wanted.grad)
     assert "recompiling" not in caplog.text
+
+
+class _Checkpointed(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.model, x, use_reentrant=False)
+
+
+def test_what_a_checkpoint_computes_again_is_routed_as_before() -> None:
+    """In eager the second run would choose with biases that the first has moved, and move them once more."""
+    options, batch = {**OPTIONS["by weight, with biases"], "bias_speed": 0.2}, vectors()
+    eager, model = with_experts(**options), with_experts(**options)
+    found = train(graphopt.compile(_Checkpointed(model)), batch)
+    wanted = train(eager, batch)
+    assert found.losses == wanted.losses
+    assert all(torch.equal(found.parameters[f"model.{name}"], value) for name, value in wanted.parameters.items())
+    assert torch.equal(model.block.router.bias, eager.block.router.bias)
 
 
 def test_a_step_multiplies_each_token_with_its_experts_alone() -> None:

@@ -1,10 +1,13 @@
 """Products of groups of rows beside a loop over the groups, with their gradients, in each way they are computed."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt._torch import TorchDispatchMode
 from graphopt.ir.grouped import GROUPED_MM, GROUPED_OUTER
 
 
@@ -53,10 +56,26 @@ def test_operators_are_what_they_declare(target) -> None:
     assert torch.autograd.gradgradcheck(lambda a, b: target(a, b, ends), (rows, other))
 
 
-def test_no_gradient_is_computed_that_nobody_asks_for() -> None:
-    rows, matrices = torch.randn(4, 3, requires_grad=True), torch.randn(2, 3, 5)
-    GROUPED_MM(rows, matrices, _ends(1, 3)).sum().backward()
-    assert rows.grad is not None and matrices.grad is None
+class _Calls(TorchDispatchMode):
+    """The calls of the two operators inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (GROUPED_MM, GROUPED_OUTER):
+            self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("of_rows", "of_matrices"), [(True, True), (True, False), (False, True)])
+def test_no_gradient_is_computed_that_nobody_asks_for(of_rows: bool, of_matrices: bool) -> None:
+    rows, matrices = torch.randn(4, 3, requires_grad=of_rows), torch.randn(2, 3, 5, requires_grad=of_matrices)
+    result = GROUPED_MM(rows, matrices, _ends(1, 3))
+    with _Calls() as calls:
+        result.sum().backward()
+    assert calls.seen == [GROUPED_MM] * of_rows + [GROUPED_OUTER] * of_matrices
 
 
 @pytest.mark.parametrize("turned", [False, True])
