@@ -97,11 +97,12 @@ def test_bfloat16_gives_what_a_loop_does_by_the_kernel_of_torch_too(k: int, n: i
 
 
 def test_what_the_kernel_of_torch_does_not_take_is_computed_too() -> None:
-    """A gradient that a sum spreads, memory that starts anywhere, no row at all."""
+    """A gradient that a sum spreads, a row that is repeated, memory that starts anywhere, no row at all."""
     matrices, ends = torch.ones(2, 8, 16).bfloat16(), _ends(2, 2)
     spread = torch.ones(()).bfloat16().expand(4, 8)
+    repeated = torch.ones(8).bfloat16().expand(4, 8)
     shifted = torch.ones(33).bfloat16()[1:].view(4, 8)
-    for rows in (spread, shifted):
+    for rows in (spread, repeated, shifted):
         assert torch.equal(GROUPED_MM(rows, matrices, ends), torch.full((4, 16), 8.0).bfloat16())
         assert torch.equal(GROUPED_OUTER(rows, rows, ends), torch.full((2, 8, 8), 2.0).bfloat16())
     assert GROUPED_MM(torch.ones(0, 8).bfloat16(), matrices, _ends(0, 0)).shape == (0, 16)
