@@ -12,6 +12,7 @@ Every operator, and every move from one form to another, keeps both columns true
 """
 
 import enum
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 
@@ -24,15 +25,29 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Order:
+    """In which order a rank has the rows of its part, where that is not the order of the whole.
+
+    of: what made it, if not all values that are cut so stand alike. has_gaps: there may be rows that are none of the
+    whole's, which no sum may count.
+    """
+
+    name: str
+    of: Hashable = None
+    has_gaps: bool = False
+
+
+@dataclass(frozen=True)
 class Part:
     """Dimension `dim` is cut into `blocks` equal blocks, and each block into parts of `chunk`, one for each rank.
 
-    Where ranks times `chunk` exceed a block, the last part is filled up with zeros.
+    Where ranks times `chunk` exceed a block, the last part is filled up with zeros. order: None for that of the whole.
     """
 
     dim: int
     blocks: int
     chunk: int
+    order: Order | None = None
 
 
 Form = Kind | Part
@@ -69,6 +84,8 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
     """The steps from one form of a value of `sizes` to another; None if no steps lead there."""
     if source == wanted:
         return []
+    if any(isinstance(form, Part) and form.order is not None for form in (source, wanted)):
+        return None
     if source is VARYING:
         return [(Move.PART_VARYING, wanted)] if isinstance(wanted, Part) else None
     if isinstance(source, Part):
