@@ -43,7 +43,7 @@ from graphopt.runtime.mesh import device_mesh, world_size
 from graphopt.runtime.parameters import accept_whole_state, choose_layouts, lay_out, move_parameters, replicate, slots
 from graphopt.runtime.state import Runtime
 
-_SPLIT_AXES = {"sp": "heads", "cp": "sequence", "tp": "weights"}  # along what
+_SPLIT_AXES = {"sp": "heads", "cp": "sequence", "ep": "experts", "tp": "weights"}  # along what
 Layouts = dict[str, ParameterLayout]
 
 

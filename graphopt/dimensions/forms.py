@@ -24,17 +24,38 @@ class Kind(enum.Enum):
     PARTIAL = "partial"
 
 
+class Standing(enum.Enum):
+    """How the rows that a rank has stand, where they do not stand as in the whole.
+
+    Of a dimension that is sorted by groups, such as tokens by the expert that they go to, each rank sorts its part.
+    """
+
+    GROUPED = "by group"  # the rank's rows, sorted
+    PLACES = "places"  # for each of those, where in the part it came from; or the other way round
+    ENDS = "ends of groups"  # where among those each group ends
+    DISPATCHED = "of own groups"  # the rows of some groups, from all ranks; and zeros
+    DISPATCHED_ENDS = "ends of own groups"  # where among those each of these groups ends
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether what is computed row by row of rows that stand so, stands so."""
+        return self in (Standing.GROUPED, Standing.DISPATCHED)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether there are rows that are none of the whole's, which no sum may count."""
+        return self is Standing.DISPATCHED
+
+
 @dataclass(frozen=True)
 class Order:
     """In which order a rank has the rows of its part, where that is not the order of the whole.
 
-    of: what made it, if not all values that are cut so stand alike. has_gaps: there may be rows that are none of the
-    whole's, which no sum may count.
+    by: the value that says where groups end; what was sorted by others does not stand alike.
     """
 
-    name: str
-    of: Hashable = None
-    has_gaps: bool = False
+    standing: Standing
+    by: Hashable
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,9 @@ class Move(enum.Enum):
     SCATTER_SUM = ("scatter sum", "reduce-scatter", "all-gather")  # PARTIAL -> Part
     ALL_TO_ALL = ("all to all", "all-to-all", "all-to-all")  # Part -> Part of another dimension
     FIRST = ("first", "", "")  # REPLICATED -> PARTIAL
+    DISPATCH = ("dispatch", "all-to-all", "all-to-all")  # rows by group -> rows of own groups
+    COMBINE = ("combine", "all-to-all", "all-to-all")  # and back
+    DISPATCH_ENDS = ("dispatch ends", "", "")
 
     def __init__(self, title: str, forward: str, backward: str) -> None:
         self.title = title
@@ -84,8 +108,9 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
     """The steps from one form of a value of `sizes` to another; None if no steps lead there."""
     if source == wanted:
         return []
-    if any(isinstance(form, Part) and form.order is not None for form in (source, wanted)):
-        return None
+    orders = [form.order if isinstance(form, Part) else None for form in (source, wanted)]
+    if orders != [None, None]:
+        return _between_orders(wanted, *orders)
     if source is VARYING:
         return [(Move.PART_VARYING, wanted)] if isinstance(wanted, Part) else None
     if isinstance(source, Part):
@@ -94,6 +119,20 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
         return _from_partial(wanted)
     first = {VARYING: Move.ENTER, PARTIAL: Move.FIRST}.get(wanted, Move.PART)  # type: ignore[arg-type]
     return [(first, wanted)]
+
+
+def _between_orders(wanted: Form, source: Order | None, reached: Order | None) -> list[Step] | None:
+    if source is None or reached is None or source.by != reached.by:
+        return None
+    move = _BETWEEN.get((source.standing, reached.standing))
+    return None if move is None else [(move, wanted)]
+
+
+_BETWEEN = {
+    (Standing.GROUPED, Standing.DISPATCHED): Move.DISPATCH,
+    (Standing.DISPATCHED, Standing.GROUPED): Move.COMBINE,
+    (Standing.ENDS, Standing.DISPATCHED_ENDS): Move.DISPATCH_ENDS,
+}
 
 
 def _from_partial(wanted: Form) -> list[Step]:
