@@ -15,11 +15,12 @@ from graphopt.errors import (
     RankMismatchError,
     VerificationError,
 )
-from graphopt.plan import Offload, Plan, Precision, Remat, Tensor, Zero
+from graphopt.plan import Dispatch, Offload, Plan, Precision, Remat, Tensor, Zero
 from graphopt.report import Report
 
 __all__ = [
     "CaptureError",
+    "Dispatch",
     "GraphoptError",
     "Offload",
     "PassError",

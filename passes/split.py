@@ -33,6 +33,8 @@ class SplitOptions:
     sequence: between products whose weights are split, along the sequence (Korthikanti et al. 2022).
     column, row, whole: patterns of modules, joined by ``|``, whose products are to be split in that style.
     likely_column, likely_row: those that are followed where that can be.
+    capacity: for how many rows a rank has room that are dispatched to it, as a multiple of those that it sends; 0 for
+        all there are.
     gather_outputs: whether each rank returns all of what the model does; else, in training, parts of what no gradient
         arrives at.
     """
@@ -45,6 +47,7 @@ class SplitOptions:
     whole: str = ""
     likely_column: str = ""
     likely_row: str = ""
+    capacity: float = 0.0
     gather_outputs: bool = True
 
     def __post_init__(self) -> None:
@@ -92,7 +95,8 @@ class SplitAlong(Pass):
             return False
         rules = self._rules(program, ranks)
         lying = _lying(program, context, axis) | dict.fromkeys(rules.whole_parameters, REPLICATED)
-        space = space_of(program, ranks, rules.may_cut, lying, dispatch=rules.dispatches)
+        room = min(self.options.capacity or ranks, ranks) if rules.dispatches else None
+        space = space_of(program, ranks, rules.may_cut, lying, room)
         styled = keep_styled(space, rules.classes, self.options.patterns, strict=True)
         styled += keep_styled(space, rules.classes, self.options.likely, strict=False)
         may_lie = () if self.options.gather_outputs else _without_gradient(program, context)
@@ -102,7 +106,7 @@ class SplitAlong(Pass):
         if not count:
             raise PassError(
                 f"split: nothing can be split over the {ranks} ranks of {axis}: along {self.options.along}, none "
-                f"of the {len(products)} products with weights can run on {ranks} parts; choose {axis}=1"
+                f"of the {len(products)} {rules.of_interest} can run on {ranks} parts; choose {axis}={rules.most_ranks}"
             )
         _set_layouts(program, context, axis, choice)
         moved = rewrite(program, context, space, choice, axis, self.name)

@@ -172,8 +172,8 @@ class _Values:
     def _dispatch(self, move: Move, reached: Form, node: fx.Node, reader: fx.Node) -> fx.Node:
         """Rows to where their groups are, or back; or where the groups of those that come end."""
         assert isinstance(reached, Part) and reached.order is not None
-        assert isinstance(reached.order.by, fx.Node)
-        ends = self._ends(value_of(reached.order.by), reader)
+        assert isinstance(reached.order.ends, fx.Node)
+        ends = self._ends(value_of(reached.order.ends), reader)
         if move is Move.DISPATCH_ENDS:
             return dispatched_ends(self._builder, ends, reached.chunk, self._space.ranks, self._axis, reader)
         target = DISPATCH if move is Move.DISPATCH else COMBINE

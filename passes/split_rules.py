@@ -15,19 +15,23 @@ from graphopt.passes.split_locally import can_be_localized
 class Rules(ABC):
     """Of one axis: which calls may run on which parts.
 
-    products: those that it is there to split. whole_parameters: those that every rank has, by name. dispatches: whether
-    rows go to the ranks that have what they are multiplied by.
-
     Dimensions are told apart by their class (`graphopt.dimensions.classes`). A cut in several blocks is always one of a
     neighbour's, and as good as that.
+
+    products: those that it is there to split; of_interest says which those are. whole_parameters: those that every rank
+    has, by name. dispatches: whether rows go to the ranks that have what they are multiplied by. most_ranks: over how
+    many something could be split.
     """
+
+    of_interest = "products with weights"
+    dispatches = False
+    most_ranks = 1
 
     def __init__(self, program: Program, ranks: int) -> None:
         self._ranks = ranks
         self.classes = DimensionClasses(program)
         self.products = self.classes.weighted
         self.whole_parameters: list[str] = []
-        self.dispatches = False
         self._allowed: dict[tuple[fx.Node, str], bool] = {}
 
     def is_wanted(self, node: fx.Node) -> bool:
@@ -94,13 +98,16 @@ class SequenceRules(Rules):
 class ExpertRules(Rules):
     """The batch; and of products by group, the groups, to which the rows of the batch are dispatched."""
 
+    of_interest = "products of rows by group with weights (as experts='grouped_mm' of Transformers has)"
+    dispatches = True
+
     def __init__(self, program: Program, ranks: int) -> None:
         super().__init__(program, ranks)
         self.products = {node for node in program.compute_nodes() if is_grouped_product(node)}
         matrices = {_source(operands_of(product)[1]) for product in self.products}
         parameters = program.nodes_of(InputKind.PARAMETER)
         self.whole_parameters = [role.name for role, node in parameters if node not in matrices]
-        self.dispatches = True
+        self.most_ranks = min((operands_of(each)[1].meta["val"].shape[0] for each in self.products), default=1)
         self._matrices = matrices
 
     def _is_allowed(self, node: fx.Node, signature: Signature, label: str, dims: set[int]) -> bool:

@@ -51,11 +51,13 @@ class Standing(enum.Enum):
 class Order:
     """In which order a rank has the rows of its part, where that is not the order of the whole.
 
-    by: the value that says where groups end; what was sorted by others does not stand alike.
+    ends: the value that says where groups end. part: of the dimension, that which each rank has sorted. What was sorted
+    by other groups, or in other parts, does not stand alike.
     """
 
     standing: Standing
-    by: Hashable
+    ends: Hashable
+    part: "Part"
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
 
 
 def _between_orders(wanted: Form, source: Order | None, reached: Order | None) -> list[Step] | None:
-    if source is None or reached is None or source.by != reached.by:
+    if source is None or reached is None or (source.ends, source.part) != (reached.ends, reached.part):
         return None
     move = _BETWEEN.get((source.standing, reached.standing))
     return None if move is None else [(move, wanted)]

@@ -14,9 +14,10 @@ places in the part are no places in the whole, so both are parts in an `Order`, 
     sorted rows[those]            a part again
 """
 
+import math
 import operator
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
@@ -48,10 +49,11 @@ class Routing:
     ends: set[fx.Node] = field(default_factory=set)
     calls: list[fx.Node] = field(default_factory=list)
 
-    def strategies(self, part: Part, ranks: int, *, dispatch: bool) -> Iterator[tuple[fx.Node, Strategy]]:
+    def strategies(self, part: Part, ranks: int, room: float | None) -> Iterator[tuple[fx.Node, Strategy]]:
         """How the calls run where a rank has `part` of the ids.
 
-        dispatch: whether products run with the matrices of some groups, and else with those of all.
+        room: for how many rows that are sent to it a rank has room, as a multiple of its own, where products run with
+        the matrices of some groups; None where they run with those of all.
         """
         forms = _Forms(part, operands_of(self.products[0])[2])
         yield self.sort, forms.strategy([part], self._sorted(forms))
@@ -60,7 +62,7 @@ class Routing:
             if found is not None:
                 yield node, found
             elif is_grouped_product(node):
-                product = _dispatched(node, forms, ranks) if dispatch else _all_groups(node, forms)
+                product = _all_groups(node, forms) if room is None else _dispatched(node, forms, ranks, room)
                 if product is not None:
                     yield node, product
 
@@ -110,6 +112,8 @@ def _followed(routing: Routing, nodes: Sequence[fx.Node]) -> Routing:
             _take_item(routing, node)
         elif any(source in routing.places for source in sources):
             _follow_places(routing, node)
+            if _is(node, aten.index) and sources[0] is operands_of(routing.sort)[0]:
+                routing.sorted_ids.add(node)
             routing.calls.append(node)
         elif _counts_groups(routing, node):
             routing.ends.add(node)
@@ -161,7 +165,7 @@ class _Forms:
     """Of what is sorted by ids of which a rank has a part."""
 
     part: Part
-    by: Hashable
+    by: fx.Node
 
     @property
     def grouped(self) -> Part:
@@ -173,7 +177,7 @@ class _Forms:
 
     def ends(self, node: fx.Node) -> Part:
         """Of as many groups as there are."""
-        return Part(0, int(node.meta["val"].shape[0]), 1, Order(Standing.ENDS, self.by))
+        return Part(0, int(node.meta["val"].shape[0]), 1, self.order(Standing.ENDS))
 
     def of_source(self, times: int) -> Part | None:
         """The part of what has a row for so many ids."""
@@ -184,8 +188,11 @@ class _Forms:
     def strategy(self, operands: list[Form], results: list[Form]) -> Strategy:
         return Strategy(Cut("rows", self.part.blocks, self.part.chunk), tuple(operands), tuple(results))
 
+    def order(self, standing: Standing) -> Order:
+        return Order(standing, self.by, self.part)
+
     def _standing(self, standing: Standing) -> Part:
-        return Part(self.part.dim, self.part.blocks, self.part.chunk, Order(standing, self.by))
+        return replace(self.part, order=self.order(standing))
 
 
 def _all_groups(product: fx.Node, forms: _Forms) -> Strategy:
@@ -194,13 +201,14 @@ def _all_groups(product: fx.Node, forms: _Forms) -> Strategy:
     return forms.strategy([forms.grouped, VARYING, ends], [forms.grouped])
 
 
-def _dispatched(product: fx.Node, forms: _Forms, ranks: int) -> Strategy | None:
-    """The rows of some groups, of which the rank has the matrices; at most all rows there are."""
+def _dispatched(product: fx.Node, forms: _Forms, ranks: int, room: float) -> Strategy | None:
+    """The rows of some groups, of which the rank has the matrices."""
     groups = even_chunk(operands_of(product)[1].meta["val"].shape[0], ranks)
     if groups is None:
         return None
-    rows = Part(0, 1, forms.part.blocks * forms.part.chunk * ranks, Order(Standing.DISPATCHED, forms.by))
-    ends = Part(0, 1, groups, Order(Standing.DISPATCHED_ENDS, forms.by))
+    most = math.ceil(forms.part.blocks * forms.part.chunk * room)
+    rows = Part(0, 1, most, forms.order(Standing.DISPATCHED))
+    ends = Part(0, 1, groups, forms.order(Standing.DISPATCHED_ENDS))
     cut = Cut("rows", forms.part.blocks, forms.part.chunk)
     return Strategy(cut, (rows, Part(0, 1, groups), ends), (rows,))
 

@@ -55,11 +55,12 @@ def is_item(node: fx.Node) -> bool:
 
 
 def space_of(
-    program: Program, ranks: int, may_cut: MayCut, lying: Mapping[str, Form], *, dispatch: bool = False
+    program: Program, ranks: int, may_cut: MayCut, lying: Mapping[str, Form], room: float | None = None
 ) -> Space:
     """All strategies. may_cut: which cuts are allowed. lying: how parameters lie that are split already, by name.
 
-    dispatch: whether products by group run with the matrices of some groups, and else with those of all.
+    room: for how many rows by group a rank has room, as a multiple of its own, if they go to the ranks that have what
+    they are multiplied by; None if each rank has that of all groups.
     """
     space = Space(ranks)
     for role, node in zip(program.inputs, program.placeholders, strict=True):
@@ -72,7 +73,7 @@ def space_of(
             space.signatures[node] = signature
         for index, operand in enumerate(operands_of(node)):
             space.uses[value_of(operand)].append((node, index))
-    cuts = _Cuts(space, may_cut, routings(program.compute_nodes()), dispatch)
+    cuts = _Cuts(space, may_cut, routings(program.compute_nodes()), room)
     for node in calls:
         space.calls[node] = list(cuts.strategies_of(node))
     return space
@@ -86,11 +87,11 @@ def unsigned(space: Space) -> list[str]:
 class _Cuts:
     """The cuts of each call: its own, and those by which it takes or gives the parts of its neighbours."""
 
-    def __init__(self, space: Space, may_cut: MayCut, routed: Mapping[fx.Node, Routing], dispatch: bool) -> None:
+    def __init__(self, space: Space, may_cut: MayCut, routed: Mapping[fx.Node, Routing], room: float | None) -> None:
         self._space = space
         self._may_cut = may_cut
         self._routed = routed
-        self._dispatch = dispatch
+        self._room = room
         self._cuts: dict[fx.Node, dict[Cut, Strategy]] = defaultdict(dict)
         self._routes: dict[fx.Node, dict[Strategy, None]] = defaultdict(dict)
         self._parts: dict[Value, set[Part]] = defaultdict(set)
@@ -153,7 +154,7 @@ class _Cuts:
         for reader, _ in self._space.uses.get(value, ()):
             routing = self._routed.get(reader)
             if routing is not None:
-                for node, strategy in routing.strategies(part, self._space.ranks, dispatch=self._dispatch):
+                for node, strategy in routing.strategies(part, self._space.ranks, self._room):
                     self._routes[node][strategy] = None
                     self._note_all(node, strategy)
 

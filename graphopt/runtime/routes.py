@@ -64,7 +64,7 @@ def require_room(ends: torch.Tensor, ranks: int, rows: int, axis: str) -> None:
     if needed > rows:
         raise GraphoptError(
             f"a rank of {axis} is sent {needed} rows for its experts and has room for {rows}: routing is too uneven "
-            "for experts.capacity; raise it, or leave it out to have room for all rows"
+            "for dispatch.capacity; raise it, or leave it out to have room for all rows"
         )
 
 
