@@ -17,6 +17,7 @@ from graphopt.errors import (
 )
 from graphopt.plan import Dispatch, Offload, Plan, Precision, Remat, Tensor, Zero
 from graphopt.report import Report
+from graphopt.runtime.replicas import check_replicas
 
 __all__ = [
     "CaptureError",
@@ -34,6 +35,7 @@ __all__ = [
     "Tensor",
     "VerificationError",
     "Zero",
+    "check_replicas",
     "compile",
     "gathered",
     "no_sync",
