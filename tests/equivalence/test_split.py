@@ -23,7 +23,7 @@ OTHER_EXPERT_FOURS = [
     *(f"dp=2,ep=2,zero={stage},zero.whole_below=64" for stage in range(3)),
     "ep=2,tp=2",
     "cp=2,ep=2",
-    "ep=4,remat=full",
+    "ep=4,remat=selective",
     "dp=2,ep=2,offload=host,offload.least_bytes=0",
 ]
 

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import nn
 
+from graphopt.cost.communication import communication
+from graphopt.dimensions.strategies import even_chunk
 from graphopt.errors import PassError
 from tests.support.architectures import ARCHITECTURES
 from tests.support.expert_models import Routed, Tower, vectors
@@ -35,6 +39,11 @@ def test_models_of_transformers_as_they_come(name: str, ranks: int) -> None:
     moved = split.statistics
     assert moved["dispatch"] == moved["combine"] == moved["products"] // 2  # one pair for the two products of a layer
     assert moved["gather"] == 1  # the logits
+    config = split.model.config
+    rows = entry.batch()["input_ids"].numel() * config.num_experts_per_tok
+    bytes_a_way = 4 * rows // ranks * config.hidden_size * (ranks - 1) / ranks  # of float32, where loads are equal
+    layers, found = config.num_hidden_layers, communication(split.program, {"tp": ranks}).bytes
+    assert found["dispatch", "tp"] == found["combine", "tp"] == layers * 2 * bytes_a_way  # there and back
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,30 @@ def test_models_of_transformers_as_they_come(name: str, ranks: int) -> None:
 def test_routing_of_any_kind(block: Callable[[], nn.Module], batch: int) -> None:
     split, distance = _split(lambda: Tower(block(), block()), vectors(batch), 2)
     assert distance <= BOUND and split.statistics["dispatch"] >= 2
+
+
+@st.composite
+def routed(draw: st.DrawFn) -> Routed:
+    experts = draw(st.integers(2, 9))
+    top = draw(st.integers(1, experts))
+    favourite = draw(st.none() | st.integers(0, experts - 1))
+    dropped = experts > 2 and draw(st.booleans())
+    return Routed(experts, top, favourite, dropped, draw(st.sampled_from(["sort", "argsort"])))
+
+
+@pytest.mark.long
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(st.lists(routed(), min_size=1, max_size=2), st.integers(2, 4), st.integers(4, 7), st.booleans())
+def test_drawn_experts(blocks: list[Routed], ranks: int, batch: int, along: bool) -> None:
+    options = ",along=experts" if along else ",along=sequence"
+    try:
+        _, distance = _split(lambda: Tower(*blocks), vectors(batch), ranks, options)
+    except PassError as error:  # a rank would have no expert, or no row
+        assert "nothing can be split" in str(error)
+        fewest = min(block.experts - block.dropped for block in blocks)
+        assert along and (even_chunk(fewest, ranks) is None or even_chunk(batch, ranks) is None)
+        return
+    assert distance <= BOUND
 
 
 def test_tokens_are_sorted_where_they_are_if_experts_are_whole() -> None:
