@@ -1,5 +1,6 @@
 """The sections of a plan: frozen dataclasses, checked when they are made."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,3 +200,30 @@ class Tensor:
             use_model_plan: bool = True,
             gather_outputs: bool = True,
         ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """How tokens go to the ranks of ``ep`` that have their experts.
+
+    capacity: for how many rows a rank has room, as a multiple of those that it sends; None for all that there are, so
+        that no routing is too uneven. A step in which more go to one rank is an error on all of them.
+    """
+
+    capacity: float | None = None
+
+    def __post_init__(self) -> None:
+        capacity = self.capacity
+        if capacity is None:
+            return
+        try:
+            checked = math.nan if isinstance(capacity, bool) else float(capacity)
+        except (TypeError, ValueError):
+            checked = math.nan
+        if not 1 <= checked < math.inf:
+            raise PlanError(f"dispatch.capacity={capacity!r} is no multiple of what a rank sends; the nearest is 1.0")
+        object.__setattr__(self, "capacity", checked)
+
+    if TYPE_CHECKING:
+
+        def __init__(self, capacity: float | str | None = None) -> None: ...

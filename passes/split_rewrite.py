@@ -14,9 +14,11 @@ from graphopt.dimensions.local import localized_arguments
 from graphopt.dimensions.signature import operands_of
 from graphopt.dimensions.space import Space, Value, is_item, value_of
 from graphopt.ir import Phase, Program, Split, explain
+from graphopt.ir.dispatch import COMBINE, DISPATCH
 from graphopt.ir.moves import ALL_TO_ALL, ENTER, FIRST, GATHER, LEAVE, PART, SCATTER_SUM
 from graphopt.passes.base import PassContext
 from graphopt.passes.build import Builder
+from graphopt.passes.split_dispatch import dispatched_ends
 from graphopt.passes.split_locally import Local, localize
 
 
@@ -37,7 +39,7 @@ def rewrite(
         results = None
         if strategy.cut is None:
             _give(node, operands)
-        elif strategy.cut.label in space.signatures[node].localized:
+        elif node in space.signatures and strategy.cut.label in space.signatures[node].localized:
             with builder.before(node):
                 results = localize(Local(builder, node, space.signatures[node], strategy, operands, axis, space.ranks))
             replaced.append(node)
@@ -92,11 +94,13 @@ class _Values:
     def __init__(self, builder: Builder, space: Space, choice: Choice, axis: str) -> None:
         self._builder = builder
         self._space = space
+        self._choice = choice
         self._axis = axis
         self._have: dict[Value, dict[Form, fx.Node]] = defaultdict(dict)
         self._forms: dict[Value, Form] = {}
         self._sources: dict[Value, dict[Form, Form]] = {}
         self._shapes = _shapes(builder.program)
+        self._all_ends: dict[Value, fx.Node] = {}
         self.moved: Counter[str] = Counter()
         prices = Prices(builder.context.hardware, builder.context.hardware.link_of(axis), space.ranks)
         self._tracked = requiring_grad(builder.program)
@@ -152,15 +156,40 @@ class _Values:
         """One move of a value, for `reader`."""
         if move is Move.ENTER and value not in self._tracked:
             return node  # forward, the two are one
-        target, arguments = _call(move, source, reached, self._shapes[value], self._space.ranks)
         self.moved[move.title] += 1
-        made = self._builder.call(
-            target, node, *arguments, self._axis, *_varying(move), like=reader, phase=Phase.FORWARD
-        )
+        if move in (Move.DISPATCH, Move.COMBINE, Move.DISPATCH_ENDS):
+            made = self._dispatch(move, reached, node, reader)
+        else:
+            target, arguments = _call(move, source, reached, self._shapes[value], self._space.ranks)
+            made = self._builder.call(
+                target, node, *arguments, self._axis, *_varying(move), like=reader, phase=Phase.FORWARD
+            )
         explain(
             made, self._builder.made_by, f"{_said(source)} to {_said(reached)} over {self._axis}, for {reader.name}"
         )
         return made
+
+    def _dispatch(self, move: Move, reached: Form, node: fx.Node, reader: fx.Node) -> fx.Node:
+        """Rows to where their groups are, or back; or where the groups of those that come end."""
+        assert isinstance(reached, Part) and reached.order is not None
+        assert isinstance(reached.order.ends, fx.Node)
+        ends = self._ends(value_of(reached.order.ends), reader)
+        if move is Move.DISPATCH_ENDS:
+            return dispatched_ends(self._builder, ends, reached.chunk, self._space.ranks, self._axis, reader)
+        target = DISPATCH if move is Move.DISPATCH else COMBINE
+        rows = reached.blocks * reached.chunk
+        return self._builder.call(
+            target, node, ends, rows, self._space.ranks, self._axis, like=reader, phase=Phase.FORWARD
+        )
+
+    def _ends(self, value: Value, reader: fx.Node) -> fx.Node:
+        """Where the groups of every rank end, gathered once."""
+        if value not in self._all_ends:
+            own = self._have[value][self._choice.form_of(value)]
+            groups = own.meta["val"].shape[0] * self._space.ranks
+            arguments = (0, 1, groups, self._space.ranks, self._axis, False)
+            self._all_ends[value] = self._builder.call(GATHER, own, *arguments, like=reader, phase=Phase.FORWARD)
+        return self._all_ends[value]
 
 
 def _call(
@@ -190,6 +219,8 @@ def _said(form: Form) -> str:
     """A form in words."""
     if not isinstance(form, Part):
         return form.value
+    if form.order is not None:
+        return f"rows {form.order.standing.value}"
     return f"parts of dimension {form.dim}" + (f" in {form.blocks} blocks" if form.blocks > 1 else "")
 
 

@@ -12,6 +12,7 @@ Every operator, and every move from one form to another, keeps both columns true
 """
 
 import enum
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 
@@ -23,16 +24,53 @@ class Kind(enum.Enum):
     PARTIAL = "partial"
 
 
+class Standing(enum.Enum):
+    """How the rows that a rank has stand, where they do not stand as in the whole.
+
+    Of a dimension that is sorted by groups, such as tokens by the expert that they go to, each rank sorts its part.
+    """
+
+    GROUPED = "by group"  # the rank's rows, sorted
+    PLACES = "places"  # for each of those, where in the part it came from; or the other way round
+    ENDS = "ends of groups"  # where among those each group ends
+    DISPATCHED = "of own groups"  # the rows of some groups, from all ranks; and zeros
+    DISPATCHED_ENDS = "ends of own groups"  # where among those each of these groups ends
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether what is computed row by row of rows that stand so, stands so."""
+        return self in (Standing.GROUPED, Standing.DISPATCHED)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether there are rows that are none of the whole's, which no sum may count."""
+        return self is Standing.DISPATCHED
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order a rank has the rows of its part, where that is not the order of the whole.
+
+    ends: the value that says where groups end. part: of the dimension, that which each rank has sorted. What was sorted
+    by other groups, or in other parts, does not stand alike.
+    """
+
+    standing: Standing
+    ends: Hashable
+    part: "Part"
+
+
 @dataclass(frozen=True)
 class Part:
     """Dimension `dim` is cut into `blocks` equal blocks, and each block into parts of `chunk`, one for each rank.
 
-    Where ranks times `chunk` exceed a block, the last part is filled up with zeros.
+    Where ranks times `chunk` exceed a block, the last part is filled up with zeros. order: None for that of the whole.
     """
 
     dim: int
     blocks: int
     chunk: int
+    order: Order | None = None
 
 
 Form = Kind | Part
@@ -55,6 +93,9 @@ class Move(enum.Enum):
     SCATTER_SUM = ("scatter sum", "reduce-scatter", "all-gather")  # PARTIAL -> Part
     ALL_TO_ALL = ("all to all", "all-to-all", "all-to-all")  # Part -> Part of another dimension
     FIRST = ("first", "", "")  # REPLICATED -> PARTIAL
+    DISPATCH = ("dispatch", "all-to-all", "all-to-all")  # rows by group -> rows of own groups
+    COMBINE = ("combine", "all-to-all", "all-to-all")  # and back
+    DISPATCH_ENDS = ("dispatch ends", "", "")
 
     def __init__(self, title: str, forward: str, backward: str) -> None:
         self.title = title
@@ -69,6 +110,9 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
     """The steps from one form of a value of `sizes` to another; None if no steps lead there."""
     if source == wanted:
         return []
+    orders = [form.order if isinstance(form, Part) else None for form in (source, wanted)]
+    if orders != [None, None]:
+        return _between_orders(wanted, *orders)
     if source is VARYING:
         return [(Move.PART_VARYING, wanted)] if isinstance(wanted, Part) else None
     if isinstance(source, Part):
@@ -77,6 +121,20 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
         return _from_partial(wanted)
     first = {VARYING: Move.ENTER, PARTIAL: Move.FIRST}.get(wanted, Move.PART)  # type: ignore[arg-type]
     return [(first, wanted)]
+
+
+def _between_orders(wanted: Form, source: Order | None, reached: Order | None) -> list[Step] | None:
+    if source is None or reached is None or (source.ends, source.part) != (reached.ends, reached.part):
+        return None
+    move = _BETWEEN.get((source.standing, reached.standing))
+    return None if move is None else [(move, wanted)]
+
+
+_BETWEEN = {
+    (Standing.GROUPED, Standing.DISPATCHED): Move.DISPATCH,
+    (Standing.DISPATCHED, Standing.GROUPED): Move.COMBINE,
+    (Standing.ENDS, Standing.DISPATCHED_ENDS): Move.DISPATCH_ENDS,
+}
 
 
 def _from_partial(wanted: Form) -> list[Step]:

@@ -4,17 +4,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from graphopt.dimensions.forms import PARTIAL, REPLICATED, VARYING, Form, Kind, Part
+from graphopt.dimensions.forms import PARTIAL, REPLICATED, VARYING, Form, Kind, Order, Part
 from graphopt.dimensions.signature import Dimension, Signature
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Along `label`, `blocks` equal blocks of it are cut into parts of `chunk`, one for each rank."""
+    """Along `label`, `blocks` equal blocks of it are cut into parts of `chunk`, one for each rank.
+
+    order: in which a rank has their rows; None for that of the whole.
+    """
 
     label: str
     blocks: int
     chunk: int
+    order: Order | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,14 @@ def split_strategy(signature: Signature, cut: Cut) -> Strategy:
     return Strategy(cut, tuple(operands), tuple(results))
 
 
+def can_carry(signature: Signature, cut: Cut) -> bool:
+    """Whether what a call gives of rows in an order of their own stands in that order, or is a sum over them."""
+    assert cut.order is not None
+    if cut.label in signature.localized:
+        return False
+    return not (signature.is_reduced(cut.label) and cut.order.standing.has_gaps)
+
+
 def own_cuts(signature: Signature, ranks: int) -> Iterator[Cut]:
     """Each label that can be split, in parts as equal as can be, none of them empty."""
     for label in signature.labels:
@@ -78,7 +90,7 @@ def cut_by(signature: Signature, dimensions: tuple[Dimension, ...], part: Part) 
         if label not in signature.whole and part.blocks % outer == 0 and part.chunk % inner == 0:
             blocks, chunk = part.blocks // outer, part.chunk // inner
             if size % blocks == 0 and chunk <= size // blocks and size > 1:
-                return Cut(label, blocks, chunk)
+                return Cut(label, blocks, chunk, part.order)
         outer *= size
     return None
 
@@ -89,5 +101,5 @@ def _part_of(dimensions: tuple[Dimension, ...], cut: Cut, signature: Signature) 
             at = labels.index(cut.label)
             outer = math.prod(signature.sizes[label] for label in labels[:at])
             inner = math.prod(signature.sizes[label] for label in labels[at + 1 :])
-            return Part(dim, outer * cut.blocks, cut.chunk * inner)
+            return Part(dim, outer * cut.blocks, cut.chunk * inner, cut.order)
     return None

@@ -10,6 +10,7 @@ from torch import fx
 
 from graphopt._torch import OpOverload, aliases_argument, argument, is_mutating, returns_nothing
 from graphopt.ir.copies import COPIES
+from graphopt.ir.dispatch import ROWS_BACK, ROWS_OUT
 from graphopt.ir.moves import MOVES
 from graphopt.ir.ops import all_reduce
 
@@ -26,6 +27,7 @@ class Effect(enum.Enum):
 
 
 _COLLECTIVE_NAMESPACES = frozenset({"_c10d_functional", "c10d_functional", "_c10d_functional_autograd", "c10d"})
+_COLLECTIVES = MOVES | {ROWS_OUT, ROWS_BACK, all_reduce}
 
 
 def effect_of(node: fx.Node) -> Effect:
@@ -39,7 +41,7 @@ def effect_of(node: fx.Node) -> Effect:
             if callable(target) and getattr(target, "__module__", "") in ("_operator", "math")
             else Effect.HOST
         )
-    if target.namespace in _COLLECTIVE_NAMESPACES or target in MOVES or target is all_reduce:
+    if target.namespace in _COLLECTIVE_NAMESPACES or target in _COLLECTIVES:
         return Effect.COLLECTIVE
     if target in COPIES:
         return Effect.COPY
