@@ -9,7 +9,6 @@ import torch
 
 from graphopt.ir import dispatch, moves
 from graphopt.ir.collectives import Collective
-from graphopt.ir.ops import all_reduce
 from graphopt.runtime.parts import Parts
 
 Values = list[Any]  # one for each rank
@@ -153,7 +152,6 @@ def _all_to_all(exchanges: Exchanges, value: Values, *arguments: Any) -> Values:
 
 
 MOVES: dict[object, Callable[..., Values]] = {
-    all_reduce: Exchanges.reduced,
     moves.ENTER: lambda exchanges, value, axis: value,
     moves.LEAVE: Exchanges.reduced,
     moves.PART: _part,
