@@ -9,11 +9,12 @@ import torch
 from torch import fx
 
 from graphopt.cost.splitting import Choice, Prices, requiring_grad, result_of
-from graphopt.dimensions.forms import Form, Move, Part, moves
+from graphopt.dimensions.forms import BALANCED, Form, Move, Part, moves
 from graphopt.dimensions.local import localized_arguments
 from graphopt.dimensions.signature import operands_of
 from graphopt.dimensions.space import Space, Value, is_item, value_of
 from graphopt.ir import Phase, Program, Split, explain
+from graphopt.ir.context import FOLD, UNFOLD
 from graphopt.ir.moves import ALL_TO_ALL, ENTER, FIRST, GATHER, LEAVE, PART, SCATTER_SUM
 from graphopt.passes.base import PassContext
 from graphopt.passes.build import Builder
@@ -154,13 +155,23 @@ class _Values:
             return node  # forward, the two are one
         target, arguments = _call(move, source, reached, self._shapes[value], self._space.ranks)
         self.moved[move.title] += 1
+        node = self._reordered(FOLD, node, reached, reader)
         made = self._builder.call(
             target, node, *arguments, self._axis, *_varying(move), like=reader, phase=Phase.FORWARD
         )
+        made = self._reordered(UNFOLD, made, source, reader)
         explain(
             made, self._builder.made_by, f"{_said(source)} to {_said(reached)} over {self._axis}, for {reader.name}"
         )
         return made
+
+    def _reordered(self, target: Callable[..., Any], node: fx.Node, form: Form, reader: fx.Node) -> fx.Node:
+        """A whole value in the order of balanced parts, or from that in its own."""
+        if not isinstance(form, Part) or form.order is not BALANCED:
+            return node
+        return self._builder.call(
+            target, node, form.dim, form.blocks, self._space.ranks, like=reader, phase=Phase.FORWARD
+        )
 
 
 def _call(
@@ -190,7 +201,8 @@ def _said(form: Form) -> str:
     """A form in words."""
     if not isinstance(form, Part):
         return form.value
-    return f"parts of dimension {form.dim}" + (f" in {form.blocks} blocks" if form.blocks > 1 else "")
+    order = "" if form.order is None else f"{form.order.name} "
+    return f"{order}parts of dimension {form.dim}" + (f" in {form.blocks} blocks" if form.blocks > 1 else "")
 
 
 def _wanted(program: Program, space: Space, choice: Choice) -> dict[Value, list[Form]]:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from torch import fx
 
 from graphopt.dimensions.classes import DimensionClasses
+from graphopt.dimensions.forms import BALANCED
 from graphopt.dimensions.signature import Signature, operands_of
 from graphopt.dimensions.strategies import Cut
 from graphopt.ir import Program
@@ -32,6 +33,8 @@ class Rules(ABC):
         if cut.label in signature.localized and not can_be_localized(node, signature, cut):
             return False
         is_even = cut.blocks * cut.chunk * self._ranks == signature.sizes[cut.label]
+        if cut.order is BALANCED and not (is_even and cut.chunk % 2 == 0):
+            return False
         if not is_even and not self._pads_with_zeros(node, signature, cut.label):
             return False
         key = (node, cut.label)

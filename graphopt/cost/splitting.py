@@ -123,7 +123,8 @@ class _Problem:
         """The forms in which a value is made, and in which it could be put together from what the ranks have."""
         shape, ranks = _shape(result_of(value)), self._space.ranks
         forms = [form for form in dict.fromkeys(self._forms_made(value)) if isinstance(form, Part)]
-        return [form for form in forms if form.blocks == 1 and form.chunk * ranks == shape[form.dim]]
+        in_order = (form for form in forms if form.order is None and form.blocks == 1)
+        return [form for form in in_order if form.chunk * ranks == shape[form.dim]]
 
     def _connect(self, value: Value, returned: Sequence[tuple[Hashable, tuple[Form, ...]]]) -> None:
         """The cost of having a value in the forms in which it is read, or returned."""

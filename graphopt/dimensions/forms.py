@@ -50,6 +50,8 @@ class Part:
     order: Order | None = None
 
 
+BALANCED = Order("balanced")  # of chunks from both ends, as `ir.context` has them; ranks times `chunk` is a block
+
 Form = Kind | Part
 REPLICATED, VARYING, PARTIAL = Kind.REPLICATED, Kind.VARYING, Kind.PARTIAL
 
@@ -84,7 +86,7 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
     """The steps from one form of a value of `sizes` to another; None if no steps lead there."""
     if source == wanted:
         return []
-    if any(isinstance(form, Part) and form.order is not None for form in (source, wanted)):
+    if any(isinstance(form, Part) and form.order not in (None, BALANCED) for form in (source, wanted)):
         return None
     if source is VARYING:
         return [(Move.PART_VARYING, wanted)] if isinstance(wanted, Part) else None

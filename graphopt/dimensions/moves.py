@@ -44,5 +44,6 @@ def _along(call: Call, dims: tuple[int, ...]) -> Signature:
 RULES: Mapping[object, Rule] = {
     **dict.fromkeys((_moves.enter, _moves.leave, _moves.first, _moves.maximum, _moves.all_reduce), same_place),
     **dict.fromkeys((_moves.part, _moves.gather, _moves.scatter_sum, _moves.own_part), along_dim),
+    **dict.fromkeys((_moves.fold, _moves.unfold), along_dim),
     _moves.all_to_all: along_both,
 }

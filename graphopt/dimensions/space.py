@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from graphopt.dimensions.forms import REPLICATED, VARYING, Form, Part
+from graphopt.dimensions.forms import REPLICATED, VARYING, Form, Order, Part
 from graphopt.dimensions.signature import Signature, operands_of
 from graphopt.dimensions.strategies import Cut, Strategy, cut_by, even_chunk, own_cuts, split_strategy, whole_strategies
 from graphopt.dimensions.table import signature_of
@@ -44,8 +44,13 @@ def is_item(node: fx.Node) -> bool:
     return node.target is operator.getitem
 
 
-def space_of(program: Program, ranks: int, may_cut: MayCut, lying: Mapping[str, Form]) -> Space:
-    """All strategies. may_cut: which cuts are allowed. lying: how parameters lie that are split already, by name."""
+def space_of(
+    program: Program, ranks: int, may_cut: MayCut, lying: Mapping[str, Form], order: Order | None = None
+) -> Space:
+    """All strategies. may_cut: which cuts are allowed. lying: how parameters lie that are split already, by name.
+
+    order: in which ranks have the rows of their parts, where these can be in that order.
+    """
     space = Space(ranks)
     for role, node in zip(program.inputs, program.placeholders, strict=True):
         splittable = role.kind is InputKind.PARAMETER
@@ -57,7 +62,7 @@ def space_of(program: Program, ranks: int, may_cut: MayCut, lying: Mapping[str, 
             space.signatures[node] = signature
         for index, operand in enumerate(operands_of(node)):
             space.uses[value_of(operand)].append((node, index))
-    cuts = _Cuts(space, may_cut)
+    cuts = _Cuts(space, may_cut, order)
     for node in calls:
         space.calls[node] = list(cuts.strategies_of(node))
     return space
@@ -71,14 +76,14 @@ def unsigned(space: Space) -> list[str]:
 class _Cuts:
     """The cuts of each call: its own, and those by which it takes or gives the parts of its neighbours."""
 
-    def __init__(self, space: Space, may_cut: MayCut) -> None:
+    def __init__(self, space: Space, may_cut: MayCut, order: Order | None) -> None:
         self._space = space
         self._may_cut = may_cut
         self._cuts: dict[fx.Node, dict[Cut, Strategy]] = defaultdict(dict)
         self._parts: dict[Value, set[Part]] = defaultdict(set)
         self._fresh: list[tuple[Value, Part]] = []
         for node, signature in space.signatures.items():
-            for cut in own_cuts(signature, space.ranks):
+            for cut in own_cuts(signature, space.ranks, order):
                 self._add(node, cut)
         while self._fresh:
             self._pass_on(*self._fresh.pop())

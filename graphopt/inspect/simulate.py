@@ -11,6 +11,7 @@ from graphopt._torch import TorchDispatchMode
 from graphopt.inspect.exchanges import MOVES, Exchanges, Values
 from graphopt.ir import Effect, Program, effect_of
 from graphopt.ir.collectives import WAIT, Collective, collective_of, sources_of
+from graphopt.ir.context import OF_RANK
 from graphopt.ir.effects import draws
 
 
@@ -64,15 +65,17 @@ class Simulation:
             return values[node.all_input_nodes[0]]
         if node.target in MOVES:
             value, *arguments = node.args
-            sizes = fx.map_arg(arguments, lambda size: values[size][0])  # alike on all ranks
-            return MOVES[node.target](self._exchanges, values[value], *sizes)  # type: ignore[index]
+            others = fx.map_arg(arguments, lambda other: _of_all(other, values[other]))
+            return MOVES[node.target](self._exchanges, values[value], *others)  # type: ignore[index]
         results = []
-        for rank in range(self.ranks):
+        for rank, parts in enumerate(self._exchanges.parts):
             if effect_of(node) is Effect.RANDOM:
                 draw[rank].seed()
             own = {source: values[source][rank] for source in node.all_input_nodes}
             args, kwargs = fx.map_arg((node.args, node.kwargs), own.__getitem__)
-            results.append(node.target(*args, **kwargs))  # type: ignore[operator]
+            target: Any = node.target
+            function = getattr(parts, target.overloadpacket.__name__) if target in OF_RANK else target
+            results.append(function(*args, **kwargs))
         return results
 
     def _received(self, node: fx.Node, collective: Collective, values: Mapping[fx.Node, Values]) -> Values:
@@ -80,3 +83,8 @@ class Simulation:
         given = [self._exchanges.collective(collective, values[source]) for source in sources_of(node)]
         is_list = isinstance(node.args[0], (list, tuple))
         return [[each[rank] for each in given] if is_list else given[0][rank] for rank in range(self.ranks)]
+
+
+def _of_all(argument: fx.Node, values: Values) -> Any:
+    """What a move is given beside its value: tensors of all ranks, or a size, which is the same on all."""
+    return values if isinstance(argument.meta["val"], torch.Tensor) else values[0]

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from graphopt._torch import OpOverload, aliases_argument, argument, is_mutating, returns_nothing
+from graphopt.ir.context import COMMUNICATING
 from graphopt.ir.copies import COPIES
-from graphopt.ir.moves import MOVES
 from graphopt.ir.ops import all_reduce
 
 
@@ -39,7 +39,7 @@ def effect_of(node: fx.Node) -> Effect:
             if callable(target) and getattr(target, "__module__", "") in ("_operator", "math")
             else Effect.HOST
         )
-    if target.namespace in _COLLECTIVE_NAMESPACES or target in MOVES or target is all_reduce:
+    if target.namespace in _COLLECTIVE_NAMESPACES or target in COMMUNICATING or target is all_reduce:
         return Effect.COLLECTIVE
     if target in COPIES:
         return Effect.COPY
