@@ -16,7 +16,7 @@ def choose_order(program: Program, ranks: int) -> tuple[Order | None, str]:
     It is balanced if each causal attention can run so. Then those calls say that they are causal, and masks that were
     made for them alone are gone.
     """
-    calls = list(causal_calls(program))
+    calls = causal_calls(program)
     if not calls:
         return None, "that of the whole, for no attention is known to be causal"
     for node in calls:

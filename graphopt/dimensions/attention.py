@@ -15,8 +15,8 @@ def attention(call: Call) -> Signature | None:
     """``... h s d, ... h t d, ... h t e, ... h s t -> ... h s e``, where `t` and `d` are whole.
 
     With fewer heads of keys than of queries `h` is ``(g r)`` of queries and `g` of keys. A causal mask depends on where
-    a query is, so parts along `s` need one of their own; dropout draws for the whole. In balanced parts along `s`, ranks
-    with a causal mask have their keys in those too.
+    a query is, so parts along `s` need one of their own, and ranks that have balanced ones have such parts of keys too;
+    dropout draws for the whole.
     """
     query, key, value = (call.shape(name) for name in ("query", "key", "value"))
     assert query is not None and key is not None and value is not None

@@ -87,7 +87,9 @@ class _Snapshot:
     @property
     def joins_ranks(self) -> bool:
         """Whether autograd would go through several ranks at once, and so sum in an order of its own."""
-        return self.program.level is Level.FORWARD and any(n.target in COMMUNICATING for n in self.program.compute_nodes())
+        return self.program.level is Level.FORWARD and any(
+            n.target in COMMUNICATING for n in self.program.compute_nodes()
+        )
 
     def of(self, workload: Workload) -> Workload:
         """The workload with parameters as this program takes them."""

@@ -114,7 +114,7 @@ def _context_attention(
 ) -> Values:
     """The attention of the whole, of which each rank keeps its rows."""
     wholes = ([UNFOLD(each, 2, 1, ranks) for each in exchanges.gathered(x, 2, axis)] for x in (query, key, value))
-    attended = [attend(*each, is_causal=True, scale=scale, enable_gqa=True) for each in zip(*wholes, strict=True)]
+    attended = [attend(q, k, v, is_causal=True, scale=scale, enable_gqa=True) for q, k, v in zip(*wholes, strict=True)]
     folded = [FOLD(each, 2, 1, ranks) for each in attended]
     return exchanges.own("own_part", folded, 2, 1, query[0].shape[2], ranks, axis)
 
@@ -131,4 +131,4 @@ MOVES: dict[object, Callable[..., Values]] = {
     CONTEXT_ATTENTION: _context_attention,
     moves.MAXIMUM: functools.partial(Exchanges.reduced, reduction="max"),
 }
-"""The operators of `graphopt.ir.moves` and `graphopt.ir.context` that communicate: called with exchanges, the value on all ranks, and the other arguments."""
+"""Operators of `ir.moves` and `ir.context`: called with exchanges, the value on all ranks, and the other arguments."""

@@ -3,8 +3,9 @@
 Cut in the order of the whole, the first rank's queries would see few keys and the last rank's all. So the sequence is
 cut into twice as many chunks as there are ranks n, and rank r has chunks r and 2 * n - 1 - r, which see as many keys
 as any other rank's (the zigzag order of ring attention, Liu et al. 2023, arXiv:2310.01889; for the imbalance see
-Brandon et al. 2023, Striped Attention, arXiv:2311.09431). Keys and values are gathered, in forward and again in backward,
-as in Llama 3 (Grattafiori et al. 2024, arXiv:2407.21783, section 3.3.2); their gradients are summed to their ranks.
+Brandon et al. 2023, Striped Attention, arXiv:2311.09431). Keys and values are gathered, as in Llama 3 (Grattafiori et
+al. 2024, arXiv:2407.21783, section 3.3.2), in forward and again in backward, so that a rank saves only its own; their
+gradients are summed to their ranks.
 
     fold                a whole -> its rows so that the ranks' parts follow each other     backward: unfold
     unfold              the inverse                                                        backward: fold
@@ -49,7 +50,13 @@ COMMUNICATING = moves.MOVES | {CONTEXT_ATTENTION}
 class _ContextAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, ranks: int, axis: str
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+        ranks: int,
+        axis: str,
     ) -> torch.Tensor:
         result, sums = ATTEND(query, _gathered(key, ranks, axis), _gathered(value, ranks, axis), scale, ranks, axis)
         ctx.save_for_backward(query, key, value, result, sums)

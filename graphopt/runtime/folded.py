@@ -168,9 +168,7 @@ def plain_attention_backward(
     return of_query.to(query.dtype), of_key, of_value
 
 
-def _scores(
-    query: torch.Tensor, key: torch.Tensor, causal: bool, scale: float | None
-) -> tuple[torch.Tensor, float]:
+def _scores(query: torch.Tensor, key: torch.Tensor, causal: bool, scale: float | None) -> tuple[torch.Tensor, float]:
     """[b, h, s, t], minus infinity where a query does not see a key; and the factor in them."""
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     wide = torch.promote_types(query.dtype, torch.float32)
