@@ -121,8 +121,7 @@ def _of_pairs(node: fx.Node, given: list[_Known]) -> Pairs | None:
 
 def _compared(packet: Any, left: torch.Tensor, right: torch.Tensor) -> Pairs | None:
     """What a comparison says of the positions of queries [..., s, 1] and keys [..., 1, s]."""
-    if min(left.dim(), right.dim()) < 2:
-        return None
+    left, right = torch.atleast_2d(left, right)
     keys_first = left.shape[-2] == 1
     keys, queries = (left, right) if keys_first else (right, left)
     rows, columns = queries.shape[-2:], keys.shape[-2:]

@@ -86,8 +86,8 @@ def _check(program: Program) -> None:
 def _runtime() -> list[str]:
     """The text of `plain_runtime`, with that of `Parts` and what it needs in place of its import."""
     text = Path(plain_runtime.__file__).read_text(encoding="utf-8").split('"""', 2)[2].lstrip()
-    needed = [inspect.getsource(member) for member in vars(folded).values() if inspect.getmodule(member) is folded]
-    classes = "\n\n".join(["", *needed, inspect.getsource(Parts), ""])
+    members = [*(each for each in vars(folded).values() if inspect.getmodule(each) is folded), Parts]
+    classes = "\n\n".join(["", *map(inspect.getsource, members), ""])
     return text.replace(f"from {Parts.__module__} import Parts\n", classes).splitlines()
 
 
