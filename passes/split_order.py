@@ -29,7 +29,7 @@ def choose_order(program: Program, ranks: int) -> tuple[Order | None, str]:
     for node in calls:
         state_causal(node)
     remove_dead(program)
-    return BALANCED, f"balanced for {len(calls)} causal attentions"
+    return BALANCED, f"balanced, for all {len(calls)} causal attention calls can run so"
 
 
 def why_unbalanced(node: fx.Node) -> str | None:

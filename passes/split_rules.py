@@ -12,6 +12,8 @@ from graphopt.ir import Program
 from graphopt.passes.causal_masks import ATTENTION
 from graphopt.passes.split_locally import can_be_localized
 
+_NO_SEQUENCE = frozenset({"h", "g", "r", "e"})  # of attention: heads and the width of values
+
 
 class Rules(ABC):
     """Of one axis: which calls may run on which parts.
@@ -86,8 +88,8 @@ class SequenceRules(Rules):
     def _is_allowed(self, node: fx.Node, signature: Signature, label: str, dims: set[int]) -> bool:
         if dims:
             return 1 in dims and 0 not in dims
-        if node.target is ATTENTION and label == "e":
-            return False  # the width of values, which is no sequence, whatever it is one with
+        if node.target is ATTENTION and label in _NO_SEQUENCE:
+            return self._heads and label != "e"
         if not self.classes.is_of_weights(node, signature, label):
             return True  # a sequence that the model makes itself: shifted, or of patches
         return self._heads and node not in self.classes.weighted and not signature.is_reduced(label)
