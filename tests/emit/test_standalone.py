@@ -22,7 +22,7 @@ from graphopt.inspect import simulate
 from graphopt.inspect.simulate import Simulation
 from graphopt.ir import InputKind, Program, moves
 from graphopt.ir.moves import LEAVE
-from tests.support.moved import forward, step
+from tests.support.moved import attention_program, forward, step
 from tests.support.programs import Mlp, lowered
 from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO, Entry, loss_of
 
@@ -167,6 +167,16 @@ def test_moves_between_ranks_are_in_a_file_too(tmp_path: Path, monkeypatch: pyte
     path.write_text(standalone_source(split(program), {"tp": 2}, {}, title="Moves", name=path.name))
     found = _run(path)
     assert len(found) == 4 and found == _simulated(load_source(path), program, monkeypatch)
+
+
+def test_attention_over_a_folded_sequence_is_in_a_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, mode = attention_program(2, 4, 4, 2, None)
+    step(program, mode, {"cp": 2})
+    path = tmp_path / "program.py"
+    path.write_text(standalone_source(split(program), {"cp": 2}, {}, title="Attention", name=path.name))
+    assert "graphopt" not in path.read_text()
+    found = _run(path)
+    assert len(found) == 8 and found == _simulated(load_source(path), program, monkeypatch)
 
 
 def test_torchrun_starts_it_too(tmp_path: Path) -> None:
