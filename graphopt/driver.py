@@ -155,6 +155,7 @@ def pipeline_text(plan: Plan, likely: Mapping[str, str] | None = None) -> str:
         steps.append(f"offload{{{_place_text(offload)}}}")
     if ranks > 1:
         steps.append(_zero_text(plan))
+    if ranks > 1 or plan.model_axes:
         steps.append(f"bucket{{bytes={plan.zero.bucket_bytes or 0}}}")
         steps.append(f"schedule{{prefetch={plan.zero.prefetch}}}")
     if offload is not None and offload.state:
