@@ -46,7 +46,7 @@ def rewrite(
             replaced.append(node)
         else:
             shapes = [values.local_shape((node, index), form) for index, form in enumerate(strategy.results)]
-            _run_on_part(builder, node, operands, shapes)
+            run_on_part(builder, node, operands, shapes)
             explain(node, made_by, f"a rank of {axis} runs its part along {strategy.cut.label}")
         values.made(node, results, strategy.results)
     end = program.output_node
@@ -63,7 +63,7 @@ def rewrite(
     return values.moved
 
 
-def _run_on_part(builder: Builder, node: fx.Node, operands: list[fx.Node], shapes: Sequence[tuple[int, ...]]) -> None:
+def run_on_part(builder: Builder, node: fx.Node, operands: list[fx.Node], shapes: Sequence[tuple[int, ...]]) -> None:
     """Have a call take what the rank has of its operands, and give results of these shapes."""
     node.args, node.kwargs = localized_arguments(node, [operand.meta["val"].shape for operand in operands], shapes)
     _give(node, operands)
