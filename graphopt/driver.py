@@ -143,6 +143,9 @@ def pipeline_text(plan: Plan, likely: Mapping[str, str] | None = None) -> str:
     if plan.batch_norm == "global" and ranks > 1:
         steps.append("synchronize_batch_norm")
     steps += [_split_text(plan, axis, likely or {}) for axis in plan.model_axes]
+    is_chunked = bool(plan.model_axes) and plan.tensor.chunks > 1
+    if is_chunked:
+        steps.append(f"chunk{{chunks={plan.tensor.chunks}}}")
     steps.append("differentiate")
     if plan.precision is not None:
         steps.append("precision")
@@ -152,8 +155,11 @@ def pipeline_text(plan: Plan, likely: Mapping[str, str] | None = None) -> str:
     offload = plan.offload
     if offload is not None and offload.activations and (plan.remat is None or plan.remat.budget is None):
         steps.append(f"offload{{{_place_text(offload)}}}")
+    if is_chunked:
+        steps.append("interleave")
     if ranks > 1:
         steps.append(_zero_text(plan))
+    if ranks > 1 or plan.model_axes:
         steps.append(f"bucket{{bytes={plan.zero.bucket_bytes or 0}}}")
         steps.append(f"schedule{{prefetch={plan.zero.prefetch}}}")
     if offload is not None and offload.state:

@@ -178,18 +178,22 @@ class Tensor:
     use_model_plan: whether the plan that a model of Transformers comes with (`tp_plan`) is followed; patterns go first.
     gather_outputs: whether a call returns all that the model does on every rank. If not, what no gradient arrives at
         (logits beside a loss) may come as DTensors in training, over this and the other axes that split layers.
+    chunks: equal parts of the batch that are computed in turn between moves over any axis that splits layers, so that
+        what one moves travels while another computes; 1 computes all at once.
     """
 
     sequence: bool = False
     patterns: Mapping[str, str] = field(default_factory=Frozen)
     use_model_plan: bool = True
     gather_outputs: bool = True
+    chunks: int = 1
 
     def __post_init__(self) -> None:
         require_bool("tensor.sequence", self.sequence)
         object.__setattr__(self, "patterns", checked_kinds("tensor.patterns", self.patterns, KINDS))
         require_bool("tensor.use_model_plan", self.use_model_plan)
         require_bool("tensor.gather_outputs", self.gather_outputs)
+        require_int("tensor.chunks", self.chunks, 1)
 
     if TYPE_CHECKING:
 
@@ -199,6 +203,7 @@ class Tensor:
             patterns: Mapping[str, str] | Sequence[str] = ...,
             use_model_plan: bool = True,
             gather_outputs: bool = True,
+            chunks: int = 1,
         ) -> None: ...
 
 

@@ -15,6 +15,7 @@ from graphopt.ir import InputKind, Level, OutputKind, Program, Split
 from graphopt.nearest import nearest
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.rewrite import remove_dead
+from graphopt.passes.split_order import choose_order
 from graphopt.passes.split_rewrite import rewrite
 from graphopt.passes.split_rules import ExpertRules, Rules, SequenceRules, WeightRules
 from graphopt.passes.split_styles import Style, keep_styled
@@ -93,10 +94,13 @@ class SplitAlong(Pass):
         ranks = context.mesh[axis]
         if ranks == 1:
             return False
+        order = None
+        if self.options.along == "sequence":
+            order, context.statistics["order"] = choose_order(program, ranks)
         rules = self._rules(program, ranks)
         lying = _lying(program, context, axis) | dict.fromkeys(rules.whole_parameters, REPLICATED)
         room = min(self.options.capacity or ranks, ranks) if rules.dispatches else None
-        space = space_of(program, ranks, rules.may_cut, lying, room)
+        space = space_of(program, ranks, rules.may_cut, lying, order=order, room=room)
         styled = keep_styled(space, rules.classes, self.options.patterns, strict=True)
         styled += keep_styled(space, rules.classes, self.options.likely, strict=False)
         may_lie = () if self.options.gather_outputs else _without_gradient(program, context)

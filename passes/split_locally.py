@@ -10,12 +10,14 @@ import torch
 from torch import fx
 
 from graphopt._torch import OpOverload, argument
-from graphopt.dimensions.forms import Part
+from graphopt.dimensions.forms import BALANCED, Order, Part
 from graphopt.dimensions.signature import Signature, operands_of
 from graphopt.dimensions.strategies import Cut, Strategy
 from graphopt.ir import Phase
+from graphopt.ir.context import CONTEXT_ATTENTION, FOLD
 from graphopt.ir.moves import FIRST, LEAVE, MAXIMUM, OWN_PART
 from graphopt.passes.build import Builder
+from graphopt.passes.split_order import why_unbalanced
 
 aten = torch.ops.aten
 
@@ -70,7 +72,7 @@ Results = list[fx.Node | None]
 def can_be_localized(node: fx.Node, signature: Signature, cut: Cut) -> bool:
     """Whether a call can be computed by parts along a label along which its operator cannot run."""
     rule = _RULES.get(node.target)  # type: ignore[arg-type]
-    return rule is not None and rule.holds(node, signature, cut)
+    return rule is not None and cut.order in rule.orders and rule.holds(node, signature, cut)
 
 
 def localize(local: Local) -> Results:
@@ -80,10 +82,11 @@ def localize(local: Local) -> Results:
 
 @dataclass(frozen=True)
 class _Rule:
-    """holds: whether it can be used. compute: puts in calls that give the results."""
+    """holds: whether it can be used. compute: puts in calls that give the results. orders: of the rows of parts."""
 
     compute: Callable[[Local], Results]
     holds: Callable[[fx.Node, Signature, Cut], bool] = lambda node, signature, cut: True
+    orders: tuple[Order | None, ...] = (None, BALANCED)
 
 
 def _embedding(local: Local) -> Results:
@@ -118,14 +121,18 @@ def _dropout(local: Local) -> Results:
     ones = local.call(aten.ones.default, local.whole_shape(0), dtype=tensor.dtype, device=tensor.device)
     drawn = local.call(aten.native_dropout.default, ones, local.given("p"), local.given("train"))
     where = (part.dim, part.blocks, part.chunk, local.ranks, local.axis)
-    items = (local.call(operator.getitem, drawn, index) for index in (0, 1))
+    items = [local.call(operator.getitem, drawn, index) for index in (0, 1)]
+    if part.order is BALANCED:
+        items = [local.call(FOLD, item, part.dim, part.blocks, local.ranks) for item in items]
     scale, mask = (local.call(OWN_PART, item, *where) for item in items)
     return [local.call(aten.mul.Tensor, value, scale), mask]
 
 
 def _attention(local: Local) -> Results:
-    """Of the rank's queries to all keys, the mask made for where those queries stand."""
+    """Of the rank's queries to all keys: balanced, or under a mask made for where those queries stand."""
     query, key, value = local.operands
+    if local.cut.order is BALANCED:
+        return [_balanced_attention(local, query, key, value)]
     rows, columns = query.meta["val"].shape[-2], key.meta["val"].shape[-2]
     device = query.meta["val"].device
     row = local.call(aten.add.Tensor, local.call(aten.arange.default, rows, device=device), local.first_row())
@@ -134,6 +141,19 @@ def _attention(local: Local) -> Results:
     more = {name: local.given(name) for name in ("scale", "enable_gqa")}
     attend = aten.scaled_dot_product_attention.default
     return [local.call(attend, query, key, value, mask, 0.0, False, **more)]
+
+
+def _balanced_attention(local: Local, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
+    """Values narrower than keys are filled up with zeros, as fused kernels want them of one width."""
+    width, narrow = (node.meta["val"].shape[-1] for node in (query, value))
+    if narrow < width:
+        value = local.call(aten.constant_pad_nd.default, value, [0, width - narrow])
+    attended = local.call(CONTEXT_ATTENTION, query, key, value, local.given("scale"), local.ranks, local.axis)
+    return attended if narrow == width else local.call(aten.slice.Tensor, attended, -1, 0, narrow)
+
+
+def _can_attend(node: fx.Node, signature: Signature, cut: Cut) -> bool:
+    return _is_causal_alone(node, signature, cut) and (cut.order is None or why_unbalanced(node) is None)
 
 
 def _is_causal_alone(node: fx.Node, signature: Signature, cut: Cut) -> bool:
@@ -242,16 +262,16 @@ def _is_plain_cross_entropy(node: fx.Node, signature: Signature, cut: Cut) -> bo
     is_smoothed = bool(argument(_operator(node), "label_smoothing", node.args, node.kwargs))
     if is_smoothed and signature.sizes[cut.label] % cut.chunk:  # what fills up the last part would count in the mean
         return False
-    return cut.blocks == 1 and cut.label in signature.operands[0][_class_dim(operands[0])]
+    return cut.blocks == 1 and cut.order is None and cut.label in signature.operands[0][_class_dim(operands[0])]
 
 
 _NONE, _MEAN, _SUM = 0, 1, 2  # of at::Reduction
 _ELSEWHERE = -1  # in place of a class of which another rank has the logit
 _RULES: dict[object, _Rule] = {
-    aten.embedding.default: _Rule(_embedding, lambda node, signature, cut: cut.blocks == 1),
+    aten.embedding.default: _Rule(_embedding, lambda node, signature, cut: cut.blocks == 1, (None,)),
     aten.mean.dim: _Rule(_mean),
     aten.mean.default: _Rule(_mean),
     aten.native_dropout.default: _Rule(_dropout),
-    aten.scaled_dot_product_attention.default: _Rule(_attention, _is_causal_alone),
+    aten.scaled_dot_product_attention.default: _Rule(_attention, _can_attend),
     aten.cross_entropy_loss.default: _Rule(_cross_entropy, _is_plain_cross_entropy),
 }

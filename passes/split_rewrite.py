@@ -9,11 +9,12 @@ import torch
 from torch import fx
 
 from graphopt.cost.splitting import Choice, Prices, requiring_grad, result_of
-from graphopt.dimensions.forms import Form, Move, Part, moves
+from graphopt.dimensions.forms import BALANCED, Form, Move, Part, moves
 from graphopt.dimensions.local import localized_arguments
 from graphopt.dimensions.signature import operands_of
 from graphopt.dimensions.space import Space, Value, is_item, value_of
 from graphopt.ir import Phase, Program, Split, explain
+from graphopt.ir.context import FOLD, UNFOLD
 from graphopt.ir.dispatch import COMBINE, DISPATCH
 from graphopt.ir.moves import ALL_TO_ALL, ENTER, FIRST, GATHER, LEAVE, PART, SCATTER_SUM
 from graphopt.passes.base import PassContext
@@ -45,7 +46,7 @@ def rewrite(
             replaced.append(node)
         else:
             shapes = [values.local_shape((node, index), form) for index, form in enumerate(strategy.results)]
-            _run_on_part(builder, node, operands, shapes)
+            run_on_part(builder, node, operands, shapes)
             explain(node, made_by, f"a rank of {axis} runs its part along {strategy.cut.label}")
         values.made(node, results, strategy.results)
     end = program.output_node
@@ -62,7 +63,7 @@ def rewrite(
     return values.moved
 
 
-def _run_on_part(builder: Builder, node: fx.Node, operands: list[fx.Node], shapes: Sequence[tuple[int, ...]]) -> None:
+def run_on_part(builder: Builder, node: fx.Node, operands: list[fx.Node], shapes: Sequence[tuple[int, ...]]) -> None:
     """Have a call take what the rank has of its operands, and give results of these shapes."""
     node.args, node.kwargs = localized_arguments(node, [operand.meta["val"].shape for operand in operands], shapes)
     _give(node, operands)
@@ -161,9 +162,11 @@ class _Values:
             made = self._dispatch(move, reached, node, reader)
         else:
             target, arguments = _call(move, source, reached, self._shapes[value], self._space.ranks)
+            node = self._reordered(FOLD, node, reached, reader)
             made = self._builder.call(
                 target, node, *arguments, self._axis, *_varying(move), like=reader, phase=Phase.FORWARD
             )
+            made = self._reordered(UNFOLD, made, source, reader)
         explain(
             made, self._builder.made_by, f"{_said(source)} to {_said(reached)} over {self._axis}, for {reader.name}"
         )
@@ -190,6 +193,14 @@ class _Values:
             arguments = (0, 1, groups, self._space.ranks, self._axis, False)
             self._all_ends[value] = self._builder.call(GATHER, own, *arguments, like=reader, phase=Phase.FORWARD)
         return self._all_ends[value]
+
+    def _reordered(self, target: Callable[..., Any], node: fx.Node, form: Form, reader: fx.Node) -> fx.Node:
+        """A whole value in the order of balanced parts, or from that in its own."""
+        if not isinstance(form, Part) or form.order is not BALANCED:
+            return node
+        return self._builder.call(
+            target, node, form.dim, form.blocks, self._space.ranks, like=reader, phase=Phase.FORWARD
+        )
 
 
 def _call(
@@ -219,9 +230,8 @@ def _said(form: Form) -> str:
     """A form in words."""
     if not isinstance(form, Part):
         return form.value
-    if form.order is not None:
-        return f"rows {form.order.standing.value}"
-    return f"parts of dimension {form.dim}" + (f" in {form.blocks} blocks" if form.blocks > 1 else "")
+    order = "" if form.order is None else f"{form.order.standing.value} "
+    return f"{order}parts of dimension {form.dim}" + (f" in {form.blocks} blocks" if form.blocks > 1 else "")
 
 
 def _wanted(program: Program, space: Space, choice: Choice) -> dict[Value, list[Form]]:

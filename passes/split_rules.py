@@ -5,11 +5,15 @@ from abc import ABC, abstractmethod
 from torch import fx
 
 from graphopt.dimensions.classes import DimensionClasses
+from graphopt.dimensions.forms import BALANCED
 from graphopt.dimensions.matrix import is_grouped_product
 from graphopt.dimensions.signature import Signature, operands_of
 from graphopt.dimensions.strategies import Cut
 from graphopt.ir import InputKind, Program
+from graphopt.passes.causal_masks import ATTENTION
 from graphopt.passes.split_locally import can_be_localized
+
+_NO_SEQUENCE = frozenset({"h", "g", "r", "e"})  # of attention: heads and the width of values
 
 
 class Rules(ABC):
@@ -43,6 +47,8 @@ class Rules(ABC):
         if cut.label in signature.localized and not can_be_localized(node, signature, cut):
             return False
         is_even = cut.blocks * cut.chunk * self._ranks == signature.sizes[cut.label]
+        if cut.order is BALANCED and not (is_even and cut.chunk % 2 == 0):
+            return False
         if not is_even and not self._pads_with_zeros(node, signature, cut.label):
             return False
         key = (node, cut.label)
@@ -90,6 +96,8 @@ class SequenceRules(Rules):
     def _is_allowed(self, node: fx.Node, signature: Signature, label: str, dims: set[int]) -> bool:
         if dims:
             return 1 in dims and 0 not in dims
+        if node.target is ATTENTION and label in _NO_SEQUENCE:
+            return self._heads and label != "e"
         if not self.classes.is_of_weights(node, signature, label):
             return True  # a sequence that the model makes itself: shifted, or of patches
         return self._heads and node not in self.classes.weighted and not signature.is_reduced(label)

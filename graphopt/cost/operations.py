@@ -166,6 +166,18 @@ def _attention_backward(
     return 2 * math.prod(query.shape[:-1]) * key.shape[-2] * widths
 
 
+def _attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, _: Any, ranks: int, *__: Any, **___: Any
+) -> int:
+    """A rank's two chunks of queries with 2 * ranks + 1 chunks of keys in all (`graphopt.runtime.folded`)."""
+    return _attention(query, keys, values) * (2 * ranks + 1) // 4
+
+
+def _attend_backward(gradient: torch.Tensor, query: torch.Tensor, *others: Any, **_: Any) -> int:
+    keys, values, _result, _sums, _scale, ranks, _axis = others
+    return _attention_backward(gradient, query, keys, values) * (2 * int(ranks) + 1) // 4
+
+
 _ATTENTION = (
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_scaled_dot_product_efficient_attention",
@@ -184,6 +196,8 @@ _FORMULAS: Mapping[str, Callable[..., int]] = {
     "aten::matmul": _inner_product,
     "aten::mv": _inner_product,
     "aten::scaled_dot_product_attention": _attention,
+    "graphopt::attend": _attend,
+    "graphopt::attend_backward": _attend_backward,
     "graphopt::grouped_mm": _grouped_multiplication,
     "graphopt::grouped_outer": _grouped_multiplication,
     "transformers::grouped_mm_fallback": _grouped_multiplication,

@@ -1,6 +1,7 @@
 """Attention."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +15,8 @@ def attention(call: Call) -> Signature | None:
     """``... h s d, ... h t d, ... h t e, ... h s t -> ... h s e``, where `t` and `d` are whole.
 
     With fewer heads of keys than of queries `h` is ``(g r)`` of queries and `g` of keys. A causal mask depends on where
-    a query is, so parts along `s` need one of their own; dropout draws for the whole.
+    a query is, so parts along `s` need one of their own, and ranks that have balanced ones have such parts of keys too;
+    dropout draws for the whole.
     """
     query, key, value = (call.shape(name) for name in ("query", "key", "value"))
     assert query is not None and key is not None and value is not None
@@ -34,7 +36,23 @@ def attention(call: Call) -> Signature | None:
     labels.whole.update({"t", "d"} & labels.sizes.keys())
     localized = labels.sizes if call["dropout_p"] else {"s"} if call["is_causal"] else ()
     linear = [] if call["dropout_p"] else [call.operand("value")]
-    return labels.signature(operands, results, localized=localized, linear=linear)
+    found = labels.signature(operands, results, localized=localized, linear=linear)
+    is_own = call["is_causal"] and {"s", "t"} <= labels.sizes.keys() and same_size(labels.sizes["s"], labels.sizes["t"])
+    return replace(found, matched={"s": "t"}) if found is not None and is_own else found
+
+
+def context_attention(call: Call) -> Signature | None:
+    """``b h s d, b h t d, b h t d -> b h s d`` of a rank's rows, which are whole for another axis, as is `d`."""
+    query, key, value = call.operands
+    labels = Labels()
+    heads = _Heads(labels, query, key, value, True)
+
+    def named(shape: Shape, rows: str) -> Dimensions:
+        batch, width = labels.name("b", shape[0]), labels.name("d", shape[3], whole=True)
+        return (batch, heads.of(shape[1]), labels.name(rows, shape[2], whole=True), width)
+
+    operands = [named(query, "s"), named(key, "t"), named(value, "t")]
+    return labels.signature(operands, [named(query, "s")], linear=[frozenset({2})])
 
 
 class _Heads:
@@ -54,4 +72,7 @@ class _Heads:
         return self.labels.name("g", size)
 
 
-RULES: Mapping[object, Rule] = {aten.scaled_dot_product_attention: attention}
+RULES: Mapping[object, Rule] = {
+    aten.scaled_dot_product_attention: attention,
+    torch.ops.graphopt.context_attention: context_attention,
+}

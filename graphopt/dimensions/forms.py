@@ -27,7 +27,7 @@ class Kind(enum.Enum):
 class Standing(enum.Enum):
     """How the rows that a rank has stand, where they do not stand as in the whole.
 
-    Of a dimension that is sorted by groups, such as tokens by the expert that they go to, each rank sorts its part.
+    Of a dimension that is sorted by groups, as tokens are by the expert that they go to, each rank sorts its part.
     """
 
     GROUPED = "by group"  # the rank's rows, sorted
@@ -35,11 +35,12 @@ class Standing(enum.Enum):
     ENDS = "ends of groups"  # where among those each group ends
     DISPATCHED = "of own groups"  # the rows of some groups, from all ranks; and zeros
     DISPATCHED_ENDS = "ends of own groups"  # where among those each of these groups ends
+    BALANCED = "balanced"  # chunks from both ends, as `ir.context` has them; ranks times `chunk` is a block
 
     @property
     def is_carried(self) -> bool:
         """Whether what is computed row by row of rows that stand so, stands so."""
-        return self in (Standing.GROUPED, Standing.DISPATCHED)
+        return self in (Standing.GROUPED, Standing.DISPATCHED, Standing.BALANCED)
 
     @property
     def has_gaps(self) -> bool:
@@ -51,13 +52,13 @@ class Standing(enum.Enum):
 class Order:
     """In which order a rank has the rows of its part, where that is not the order of the whole.
 
-    ends: the value that says where groups end. part: of the dimension, that which each rank has sorted. What was sorted
-    by other groups, or in other parts, does not stand alike.
+    ends: the value that says where groups end, if rows stand by group. part: of the dimension, that which each rank has
+    sorted. What was sorted by other groups, or in other parts, does not stand alike.
     """
 
     standing: Standing
-    ends: Hashable
-    part: "Part"
+    ends: Hashable = None
+    part: "Part | None" = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Part:
     chunk: int
     order: Order | None = None
 
+
+BALANCED = Order(Standing.BALANCED)
 
 Form = Kind | Part
 REPLICATED, VARYING, PARTIAL = Kind.REPLICATED, Kind.VARYING, Kind.PARTIAL
@@ -111,7 +114,7 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
     if source == wanted:
         return []
     orders = [form.order if isinstance(form, Part) else None for form in (source, wanted)]
-    if orders != [None, None]:
+    if not {*orders} <= {None, BALANCED}:
         return _between_orders(wanted, *orders)
     if source is VARYING:
         return [(Move.PART_VARYING, wanted)] if isinstance(wanted, Part) else None

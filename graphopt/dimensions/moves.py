@@ -54,8 +54,9 @@ def by_rows(call: Call) -> Signature | None:
 
 
 RULES: Mapping[object, Rule] = {
-    **dict.fromkeys((_moves.enter, _moves.leave, _moves.first, _moves.maximum, _moves.all_reduce), same_place),
+    **dict.fromkeys((_moves.enter, _moves.leave, _moves.first, _moves.maximum), same_place),
     **dict.fromkeys((_moves.part, _moves.gather, _moves.scatter_sum, _moves.own_part), along_dim),
+    **dict.fromkeys((_moves.fold, _moves.unfold), along_dim),
     _moves.all_to_all: along_both,
     **dict.fromkeys((_moves.dispatch, _moves.combine), by_rows),
 }

@@ -183,7 +183,7 @@ class _Forms:
         """The part of what has a row for so many ids."""
         if self.part.chunk % times:
             return None
-        return Part(0, self.part.blocks, self.part.chunk // times)
+        return replace(self.part, chunk=self.part.chunk // times)
 
     def strategy(self, operands: list[Form], results: list[Form]) -> Strategy:
         return Strategy(Cut("rows", self.part.blocks, self.part.chunk), tuple(operands), tuple(results))

@@ -30,6 +30,7 @@ class Signature:
     run on parts, though it can be computed by parts otherwise (a lookup in a part of a table).
     addends: operands that are added to what the others give.
     linear: sets of operands in which the results are linear when the other operands are fixed.
+    matched: whole labels of which operands are taken in balanced parts, by the label that is cut so.
     """
 
     operands: tuple[Dimensions, ...]
@@ -39,6 +40,7 @@ class Signature:
     localized: frozenset[str] = frozenset()
     addends: frozenset[int] = frozenset()
     linear: tuple[frozenset[int], ...] = field(default=())
+    matched: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from graphopt.dimensions.forms import REPLICATED, VARYING, Form, Part
+from graphopt.dimensions.forms import BALANCED, REPLICATED, VARYING, Form, Order, Part
 from graphopt.dimensions.routing import Routing, routings
 from graphopt.dimensions.signature import Signature, operands_of
 from graphopt.dimensions.strategies import (
@@ -55,10 +55,17 @@ def is_item(node: fx.Node) -> bool:
 
 
 def space_of(
-    program: Program, ranks: int, may_cut: MayCut, lying: Mapping[str, Form], room: float | None = None
+    program: Program,
+    ranks: int,
+    may_cut: MayCut,
+    lying: Mapping[str, Form],
+    *,
+    order: Order | None = None,
+    room: float | None = None,
 ) -> Space:
     """All strategies. may_cut: which cuts are allowed. lying: how parameters lie that are split already, by name.
 
+    order: in which ranks have the rows of their parts, where these can be in that order.
     room: for how many rows by group a rank has room, as a multiple of its own, if they go to the ranks that have what
     they are multiplied by; None if each rank has that of all groups.
     """
@@ -73,7 +80,7 @@ def space_of(
             space.signatures[node] = signature
         for index, operand in enumerate(operands_of(node)):
             space.uses[value_of(operand)].append((node, index))
-    cuts = _Cuts(space, may_cut, routings(program.compute_nodes()), room)
+    cuts = _Cuts(space, may_cut, order, routings(program.compute_nodes()), room)
     for node in calls:
         space.calls[node] = list(cuts.strategies_of(node))
     return space
@@ -87,7 +94,14 @@ def unsigned(space: Space) -> list[str]:
 class _Cuts:
     """The cuts of each call: its own, and those by which it takes or gives the parts of its neighbours."""
 
-    def __init__(self, space: Space, may_cut: MayCut, routed: Mapping[fx.Node, Routing], room: float | None) -> None:
+    def __init__(
+        self,
+        space: Space,
+        may_cut: MayCut,
+        order: Order | None,
+        routed: Mapping[fx.Node, Routing],
+        room: float | None,
+    ) -> None:
         self._space = space
         self._may_cut = may_cut
         self._routed = routed
@@ -97,7 +111,7 @@ class _Cuts:
         self._parts: dict[Value, set[Part]] = defaultdict(set)
         self._fresh: list[tuple[Value, Part]] = []
         for node, signature in space.signatures.items():
-            for cut in own_cuts(signature, space.ranks):
+            for cut in own_cuts(signature, space.ranks, order):
                 self._add(node, cut)
         while self._fresh:
             self._pass_on(*self._fresh.pop())
@@ -112,7 +126,8 @@ class _Cuts:
 
     def _add(self, node: fx.Node, cut: Cut) -> None:
         signature = self._space.signatures[node]
-        allowed = can_carry(signature, cut) if cut.order is not None else self._may_cut(node, signature, cut)
+        is_sorted = cut.order not in (None, BALANCED)
+        allowed = can_carry(signature, cut) if is_sorted else self._may_cut(node, signature, cut)
         if cut in self._cuts[node] or not allowed:
             return
         self._cuts[node][cut] = split_strategy(signature, cut)
@@ -131,9 +146,9 @@ class _Cuts:
 
     def _pass_on(self, value: Value, part: Part) -> None:
         """Let what makes and what reads a value run in such parts too."""
-        if part.order is None:
+        if part.order in (None, BALANCED):
             self._route(value, part)
-        elif not part.order.standing.is_carried:
+        elif part.order is not None and not part.order.standing.is_carried:
             return
         node, index = value
         signatures = self._space.signatures

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from graphopt.dimensions.forms import PARTIAL, REPLICATED, VARYING, Form, Kind, Order, Part
+from graphopt.dimensions.forms import BALANCED, PARTIAL, REPLICATED, VARYING, Form, Kind, Order, Part
 from graphopt.dimensions.signature import Dimension, Signature
 
 
@@ -43,9 +43,12 @@ def whole_strategies(signature: Signature) -> Iterator[Strategy]:
 def split_strategy(signature: Signature, cut: Cut) -> Strategy:
     """On every rank a part along a label."""
     is_reduced = signature.is_reduced(cut.label)
+    matched = signature.matched.get(cut.label) if cut.order is BALANCED else None
     operands: list[Form] = []
     for operand, dimensions in enumerate(signature.operands):
         part = _part_of(dimensions, cut, signature)
+        if part is None and matched is not None:
+            part = _part_of(dimensions, replace(cut, label=matched), signature)
         without = PARTIAL if is_reduced and operand in signature.addends else VARYING
         operands.append(without if part is None else part)
     results = [_part_of(dimensions, cut, signature) or PARTIAL for dimensions in signature.results]
@@ -60,13 +63,18 @@ def can_carry(signature: Signature, cut: Cut) -> bool:
     return not (signature.is_reduced(cut.label) and cut.order.standing.has_gaps)
 
 
-def own_cuts(signature: Signature, ranks: int) -> Iterator[Cut]:
-    """Each label that can be split, in parts as equal as can be, none of them empty."""
+def own_cuts(signature: Signature, ranks: int, order: Order | None = None) -> Iterator[Cut]:
+    """Each label that can be split, in parts as equal as can be, none of them empty; in that order where it can be."""
     for label in signature.labels:
         size = signature.sizes[label]
         chunk = even_chunk(size, ranks)
         if chunk is not None:
-            yield Cut(label, 1, chunk)
+            yield Cut(label, 1, chunk, order if order is not BALANCED or is_balanced(size, chunk, ranks) else None)
+
+
+def is_balanced(size: int, chunk: int, ranks: int) -> bool:
+    """Whether parts of `chunk` are equal and have two halves, one of either end of `size`."""
+    return chunk % 2 == 0 and chunk * ranks == size
 
 
 def even_chunk(size: object, ranks: int) -> int | None:

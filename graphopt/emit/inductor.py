@@ -8,7 +8,7 @@ from graphopt._torch import FakeTensorMode, inductor_compile
 from graphopt.emit.module import EmittedFunction
 from graphopt.ir import Program
 from graphopt.ir.collectives import collective_of
-from graphopt.ir.moves import OF_RANK
+from graphopt.ir.context import OF_RANK
 from graphopt.runtime.state import Runtime
 
 

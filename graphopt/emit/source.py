@@ -10,9 +10,9 @@ from torch import fx
 
 from graphopt._torch import OpOverload
 from graphopt.ir import InputKind, OutputKind, Program, facts_of
+from graphopt.ir.context import OF_RANK
 from graphopt.ir.copies import COPIED_IN, COPIED_OUT, COPY_IN, COPY_OUT
 from graphopt.ir.dispatch import ROWS_BACK, ROWS_OUT
-from graphopt.ir.moves import ON_FIRST, OWN_PART, PLACED
 
 collective = torch.ops._c10d_functional
 
@@ -170,9 +170,7 @@ _SPECIAL: dict[Any, Callable[[_Function, fx.Node], str]] = {
     collective.all_to_all_single.default: _all_to_all,
     ROWS_OUT: _dispatch,
     ROWS_BACK: _combine,
-    OWN_PART: _of_rank,
-    PLACED: _of_rank,
-    ON_FIRST: _of_rank,
+    **dict.fromkeys(OF_RANK, _of_rank),
     COPY_OUT: _copy_out,
     COPIED_OUT: _wait,
     COPY_IN: _copy_in,

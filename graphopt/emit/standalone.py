@@ -15,9 +15,10 @@ from graphopt.emit.source import literal, python_source
 from graphopt.emit.split import Halves
 from graphopt.errors import GraphoptError
 from graphopt.ir import InputKind, ParameterLayout, Program
+from graphopt.ir.context import OF_RANK
 from graphopt.ir.copies import COPIES
-from graphopt.ir.moves import OF_RANK
 from graphopt.ir.values import in_example
+from graphopt.runtime import folded
 from graphopt.runtime.parts import Parts
 
 _NAMESPACES = frozenset({"aten", "prims", "_c10d_functional"})
@@ -83,9 +84,11 @@ def _check(program: Program) -> None:
 
 
 def _runtime() -> list[str]:
-    """The text of `plain_runtime`, with that of `Parts` in place of its import."""
+    """The text of `plain_runtime`, with that of `Parts` and what it needs in place of its import."""
     text = Path(plain_runtime.__file__).read_text(encoding="utf-8").split('"""', 2)[2].lstrip()
-    return text.replace(f"from {Parts.__module__} import Parts\n", f"\n{inspect.getsource(Parts)}\n").splitlines()
+    members = [*(each for each in vars(folded).values() if inspect.getmodule(each) is folded), Parts]
+    classes = "\n\n".join(["", *map(inspect.getsource, members), ""])
+    return text.replace(f"from {Parts.__module__} import Parts\n", classes).splitlines()
 
 
 def _step(

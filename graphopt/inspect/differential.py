@@ -18,7 +18,7 @@ from graphopt.inspect.outcome import Outcome, eager_outcome, inputs_of, program_
 from graphopt.inspect.simulate import Simulation
 from graphopt.inspect.workload import Workload
 from graphopt.ir import Level, OutputKind, ParameterLayout, Program, facts_of
-from graphopt.ir.moves import MOVES
+from graphopt.ir.context import COMMUNICATING
 from graphopt.ir.snapshot import copied
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, Tier
@@ -87,7 +87,9 @@ class _Snapshot:
     @property
     def joins_ranks(self) -> bool:
         """Whether autograd would go through several ranks at once, and so sum in an order of its own."""
-        return self.program.level is Level.FORWARD and any(n.target in MOVES for n in self.program.compute_nodes())
+        return self.program.level is Level.FORWARD and any(
+            n.target in COMMUNICATING for n in self.program.compute_nodes()
+        )
 
     def of(self, workload: Workload) -> Workload:
         """The workload with parameters as this program takes them."""

@@ -9,10 +9,11 @@ import torch
 
 from graphopt.ir import dispatch, moves
 from graphopt.ir.collectives import Collective
-from graphopt.ir.ops import all_reduce
+from graphopt.ir.context import CONTEXT_ATTENTION, FOLD, UNFOLD
 from graphopt.runtime.parts import Parts
 
 Values = list[Any]  # one for each rank
+attend = torch.nn.functional.scaled_dot_product_attention
 
 _COMBINE: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.add, "max": torch.maximum}
 
@@ -129,10 +130,6 @@ def _groups(rows: torch.Tensor, ends: torch.Tensor) -> list[torch.Tensor]:
     return [rows[start:end] for start, end in itertools.pairwise(starts)]
 
 
-def _own(name: str) -> Callable[..., Values]:
-    return lambda exchanges, value, *arguments: exchanges.own(name, value, *arguments)
-
-
 def _part(exchanges: Exchanges, value: Values, *arguments: Any) -> Values:
     *where, _ = arguments
     return exchanges.own("own_part", value, *where)
@@ -152,8 +149,17 @@ def _all_to_all(exchanges: Exchanges, value: Values, *arguments: Any) -> Values:
     return exchanges.exchanged(value, split_dim, gather_dim, axis)
 
 
+def _context_attention(
+    exchanges: Exchanges, query: Values, key: Values, value: Values, scale: float | None, ranks: int, axis: str
+) -> Values:
+    """The attention of the whole, of which each rank keeps its rows."""
+    wholes = ([UNFOLD(each, 2, 1, ranks) for each in exchanges.gathered(x, 2, axis)] for x in (query, key, value))
+    attended = [attend(q, k, v, is_causal=True, scale=scale, enable_gqa=True) for q, k, v in zip(*wholes, strict=True)]
+    folded = [FOLD(each, 2, 1, ranks) for each in attended]
+    return exchanges.own("own_part", folded, 2, 1, query[0].shape[2], ranks, axis)
+
+
 MOVES: dict[object, Callable[..., Values]] = {
-    all_reduce: Exchanges.reduced,
     moves.ENTER: lambda exchanges, value, axis: value,
     moves.LEAVE: Exchanges.reduced,
     moves.PART: _part,
@@ -162,10 +168,8 @@ MOVES: dict[object, Callable[..., Values]] = {
     moves.ALL_TO_ALL: _all_to_all,
     dispatch.DISPATCH: Exchanges.dispatched,
     dispatch.COMBINE: Exchanges.combined,
-    moves.FIRST: _own("on_first"),
+    moves.FIRST: lambda exchanges, value, axis: exchanges.own("on_first", value, axis),
+    CONTEXT_ATTENTION: _context_attention,
     moves.MAXIMUM: functools.partial(Exchanges.reduced, reduction="max"),
-    moves.OWN_PART: _own("own_part"),
-    moves.PLACED: _own("placed"),
-    moves.ON_FIRST: _own("on_first"),
 }
-"""The operators of `graphopt.ir.moves`: called with exchanges, the value on all ranks, and the other arguments."""
+"""Operators of `ir.moves` and `ir.context`: called with exchanges, the value on all ranks, and the other arguments."""

@@ -11,6 +11,7 @@ from graphopt._torch import TorchDispatchMode
 from graphopt.inspect.exchanges import MOVES, Exchanges, Values
 from graphopt.ir import Effect, Program, effect_of
 from graphopt.ir.collectives import WAIT, Collective, collective_of, sources_of
+from graphopt.ir.context import OF_RANK
 from graphopt.ir.effects import draws
 
 
@@ -66,12 +67,14 @@ class Simulation:
             value, *arguments = node.args
             return MOVES[node.target](self._exchanges, values[value], *_given(arguments, values))  # type: ignore[index]
         results = []
-        for rank in range(self.ranks):
+        for rank, parts in enumerate(self._exchanges.parts):
             if effect_of(node) is Effect.RANDOM:
                 draw[rank].seed()
             own = {source: values[source][rank] for source in node.all_input_nodes}
             args, kwargs = fx.map_arg((node.args, node.kwargs), own.__getitem__)
-            results.append(node.target(*args, **kwargs))  # type: ignore[operator]
+            target: Any = node.target
+            function = getattr(parts, target.overloadpacket.__name__) if target in OF_RANK else target
+            results.append(function(*args, **kwargs))
         return results
 
     def _received(self, node: fx.Node, collective: Collective, values: Mapping[fx.Node, Values]) -> Values:

@@ -84,6 +84,17 @@ def waits_of(node: fx.Node) -> list[fx.Node]:
     return sorted(wait for item in items for wait in item.users)
 
 
+def summand_of(value: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """What each rank adds to a value, and the sums that nothing else reads, the last first; itself if it is no sum."""
+    sums = []
+    while value.target is WAIT and isinstance(launched := value.args[0], fx.Node):
+        if launched.target is not _functional.all_reduce.default or launched.args[1] != "sum" or len(value.users) > 1:
+            break
+        (value,) = sources_of(launched)
+        sums.append(launched)
+    return value, sums
+
+
 def launch_of(node: fx.Node) -> tuple[Collective, int] | None:
     """The collective whose result, or whose item of that number, a node is; None for any other node."""
     index = 0

@@ -9,10 +9,9 @@ import torch
 from torch import fx
 
 from graphopt._torch import OpOverload, aliases_argument, argument, is_mutating, returns_nothing
+from graphopt.ir.context import COMMUNICATING
 from graphopt.ir.copies import COPIES
 from graphopt.ir.dispatch import ROWS_BACK, ROWS_OUT
-from graphopt.ir.moves import MOVES
-from graphopt.ir.ops import all_reduce
 
 
 class Effect(enum.Enum):
@@ -27,7 +26,7 @@ class Effect(enum.Enum):
 
 
 _COLLECTIVE_NAMESPACES = frozenset({"_c10d_functional", "c10d_functional", "_c10d_functional_autograd", "c10d"})
-_COLLECTIVES = MOVES | {ROWS_OUT, ROWS_BACK, all_reduce}
+_COLLECTIVES = COMMUNICATING | {ROWS_OUT, ROWS_BACK}
 
 
 def effect_of(node: fx.Node) -> Effect:

@@ -1,12 +1,15 @@
-"""What a rank does by itself with its part of a value: the operators OWN_PART, PLACED and ON_FIRST of `ir.moves`.
+"""What a rank does by itself with its part of a value: the operators OF_RANK of `ir.moves` and `ir.context`.
 
 Dimension `dim` is cut into equal blocks; of each, rank r holds `chunk` rows from row r * chunk on, zeros where the
 block ends sooner.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+
+from graphopt.runtime.folded import FoldedAttention
 
 
 class Parts:
@@ -32,6 +35,17 @@ class Parts:
     def on_first(self, x: torch.Tensor, axis: str) -> torch.Tensor:
         """On rank 0 the value, zeros on the others, in new memory."""
         return x.clone(memory_format=torch.contiguous_format) if self._rank(axis) == 0 else x.new_zeros(x.shape)
+
+    def attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float | None, ranks: int, axis: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `FoldedAttention.forward`."""
+        return FoldedAttention(self._rank(axis), ranks, scale).forward(query, keys, values)
+
+    def attend_backward(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `FoldedAttention.backward`, with the scale, the ranks and the axis behind its arguments."""
+        *tensors, scale, ranks, axis = arguments
+        return FoldedAttention(self._rank(axis), ranks, scale).backward(*tensors)
 
     def _rows(self, extent: int, chunk: int, axis: str) -> tuple[int, int]:
         """First row of a block that this rank holds, and how many it holds."""

@@ -21,8 +21,8 @@ from graphopt.errors import GraphoptError
 from graphopt.inspect import simulate
 from graphopt.inspect.simulate import Simulation
 from graphopt.ir import InputKind, Program, moves
-from graphopt.ir.ops import all_reduce
-from tests.support.moved import forward, step
+from graphopt.ir.moves import LEAVE
+from tests.support.moved import attention_program, forward, step
 from tests.support.programs import Mlp, lowered
 from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO, Entry, loss_of
 
@@ -169,6 +169,16 @@ def test_moves_between_ranks_are_in_a_file_too(tmp_path: Path, monkeypatch: pyte
     assert len(found) == 4 and found == _simulated(load_source(path), program, monkeypatch)
 
 
+def test_attention_over_a_folded_sequence_is_in_a_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, mode = attention_program(2, 4, 4, 2, None)
+    step(program, mode, {"cp": 2})
+    path = tmp_path / "program.py"
+    path.write_text(standalone_source(split(program), {"cp": 2}, {}, title="Attention", name=path.name))
+    assert "graphopt" not in path.read_text()
+    found = _run(path)
+    assert len(found) == 8 and found == _simulated(load_source(path), program, monkeypatch)
+
+
 def test_torchrun_starts_it_too(tmp_path: Path) -> None:
     path = _written(tmp_path, lowered("zero=3,zero.whole_below=0", 2)[0], {"dp": 2})
     launched = _run(path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -198,8 +208,8 @@ def test_what_it_runs_on_needs_torch_alone() -> None:
 def test_an_operator_that_is_not_torchs_is_named() -> None:
     compilation, _ = lowered("zero=0", 1)
     node = compilation.halves.forward.compute_nodes()[0]
-    node.target = all_reduce
-    with pytest.raises(GraphoptError, match=f"{node.name} calls graphopt.all_reduce.default, which torch alone"):
+    node.target = LEAVE
+    with pytest.raises(GraphoptError, match=f"{node.name} calls graphopt.leave.default, which torch alone"):
         standalone_source(compilation.halves, {"dp": 1}, compilation.layouts, title="", name="")
 
 

@@ -11,7 +11,13 @@ from tests.support.zoo import ZOO
 
 BOUND = 2e-6
 PAIRS = ["tp=2", "cp=2"]
-OTHER_PAIRS = ["sp=2", "tp=2,tensor.sequence=true", "tp=2,remat=full", "tp=2,offload=host,offload.least_bytes=0"]
+OTHER_PAIRS = [
+    "sp=2",
+    "tp=2,tensor.sequence=true",
+    "tp=2,tensor.sequence=true,tensor.chunks=2",
+    "tp=2,remat=full",
+    "tp=2,offload=host,offload.least_bytes=0",
+]
 FOURS = ["dp=2,tp=2,zero=3,zero.whole_below=64", "tp=4"]
 STAGES = [f"dp=2,tp=2,zero={stage},zero.whole_below=64" for stage in range(3)]
 PRODUCTS = ["cp=2,tp=2", "tp=2,sp=2", "dp=2,cp=2,zero=3,zero.whole_below=64", "cp=4"]
