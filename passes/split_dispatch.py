@@ -3,6 +3,7 @@
 import torch
 from torch import fx
 
+from graphopt._torch import OpOverload
 from graphopt.ir import Phase
 from graphopt.ir.moves import OWN_PART
 from graphopt.passes.build import Builder
@@ -16,7 +17,7 @@ def dispatched_ends(builder: Builder, ends: fx.Node, chunk: int, ranks: int, axi
     ends: int [ranks * groups], of each rank in turn, where each group ends among its rows.
     """
 
-    def call(target: torch._ops.OpOverload, *args: object, **kwargs: object) -> fx.Node:
+    def call(target: OpOverload, *args: object, **kwargs: object) -> fx.Node:
         return builder.call(target, *args, like=reader, phase=Phase.FORWARD, **kwargs)
 
     by_rank = call(aten.view.default, ends, [ranks, ends.meta["val"].shape[0] // ranks])
