@@ -15,11 +15,13 @@ from graphopt.errors import (
     RankMismatchError,
     VerificationError,
 )
-from graphopt.plan import Offload, Plan, Precision, Remat, Tensor, Zero
+from graphopt.plan import Dispatch, Offload, Plan, Precision, Remat, Tensor, Zero
 from graphopt.report import Report
+from graphopt.runtime.replicas import check_replicas
 
 __all__ = [
     "CaptureError",
+    "Dispatch",
     "GraphoptError",
     "Offload",
     "PassError",
@@ -33,6 +35,7 @@ __all__ = [
     "Tensor",
     "VerificationError",
     "Zero",
+    "check_replicas",
     "compile",
     "gathered",
     "no_sync",

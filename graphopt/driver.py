@@ -30,7 +30,6 @@ from graphopt.engine import Engine, Specialization
 from graphopt.errors import GraphoptError, PassError, PlanError
 from graphopt.ir import Level, OutputKind, ParameterLayout, Program
 from graphopt.ir.collectives import collective_calls
-from graphopt.nearest import nearest
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.pipeline import Observer, PassRecord, Pipeline
@@ -43,7 +42,7 @@ from graphopt.runtime.mesh import device_mesh, world_size
 from graphopt.runtime.parameters import accept_whole_state, choose_layouts, lay_out, move_parameters, replicate, slots
 from graphopt.runtime.state import Runtime
 
-_SPLIT_AXES = {"sp": "heads", "cp": "sequence", "tp": "weights"}  # along what
+_SPLIT_AXES = {"sp": "heads", "cp": "sequence", "ep": "experts", "tp": "weights"}  # along what
 Layouts = dict[str, ParameterLayout]
 
 
@@ -144,6 +143,9 @@ def pipeline_text(plan: Plan, likely: Mapping[str, str] | None = None) -> str:
     if plan.batch_norm == "global" and ranks > 1:
         steps.append("synchronize_batch_norm")
     steps += [_split_text(plan, axis, likely or {}) for axis in plan.model_axes]
+    is_chunked = bool(plan.model_axes) and plan.tensor.chunks > 1
+    if is_chunked:
+        steps.append(f"chunk{{chunks={plan.tensor.chunks}}}")
     steps.append("differentiate")
     if plan.precision is not None:
         steps.append("precision")
@@ -153,8 +155,11 @@ def pipeline_text(plan: Plan, likely: Mapping[str, str] | None = None) -> str:
     offload = plan.offload
     if offload is not None and offload.activations and (plan.remat is None or plan.remat.budget is None):
         steps.append(f"offload{{{_place_text(offload)}}}")
+    if is_chunked:
+        steps.append("interleave")
     if ranks > 1:
         steps.append(_zero_text(plan))
+    if ranks > 1 or plan.model_axes:
         steps.append(f"bucket{{bytes={plan.zero.bucket_bytes or 0}}}")
         steps.append(f"schedule{{prefetch={plan.zero.prefetch}}}")
     if offload is not None and offload.state:
@@ -169,14 +174,8 @@ def planned_pipeline(
 ) -> Pipeline:
     """The passes of a resolved plan; likely: as in `pipeline_text`.
 
-    Raises PassError if they cannot run, or do not lead to the step it asks for; PlanError for an axis that no pass
-    splits layers over.
+    Raises PassError if they cannot run, or do not lead to the step it asks for.
     """
-    for axis in plan.model_axes:
-        if axis not in _SPLIT_AXES:
-            raise PlanError(
-                f"mesh.{axis}={plan.mesh[axis]}: this version splits no layer over {axis}; {nearest(axis, _SPLIT_AXES)}"
-            )
     pipeline = Pipeline.parse(pipeline_text(plan, likely), registry)
     if pipeline.check(Level.FORWARD) is not Level.STEP:
         raise PassError(f"the pipeline {str(pipeline)!r} leaves a program without gradients; add differentiate to it")
@@ -215,6 +214,8 @@ def _split_text(plan: Plan, axis: str, likely: Mapping[str, str]) -> str:
     options = [f"axis={axis}"]
     if _SPLIT_AXES[axis] != "weights":
         options.append(f"along={_SPLIT_AXES[axis]}")
+        if _SPLIT_AXES[axis] == "experts" and plan.dispatch.capacity is not None:
+            options.append(f"capacity={plan.dispatch.capacity}")
     else:
         options += ["sequence=true"] if plan.tensor.sequence else []
         options += _styles_text(plan.tensor.patterns, "")

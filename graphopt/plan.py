@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import PlanError
 from graphopt.nearest import nearest
 from graphopt.plan_checks import Frozen, require_bool, require_choice, require_int
-from graphopt.plan_sections import Offload, Precision, Remat, Tensor, Zero
+from graphopt.plan_sections import Dispatch, Offload, Precision, Remat, Tensor, Zero
 from graphopt.plan_text import AXES, MAIN, format_plan, load_plan, parse_plan, save_plan
 from graphopt.sizes import format_size
 
-__all__ = ["Offload", "Plan", "Precision", "Remat", "Tensor", "Zero"]
+__all__ = ["Dispatch", "Offload", "Plan", "Precision", "Remat", "Tensor", "Zero"]
 
 _DYNAMIC = {"batch": 0, "sequence": 1}
 
@@ -29,6 +29,7 @@ class Plan:
         parallel), ``cp`` (context parallel) and ``ep`` (expert parallel).
     zero: a stage, or `Zero`.
     tensor: how layers are split over ``tp``, as a `Tensor`.
+    dispatch: how tokens go to the ranks of ``ep`` that have their experts, as a `Dispatch`.
     precision: None for that of the model, ``"bf16"``, or `Precision`.
     remat: None to save what backward reads, ``"full"``, ``"selective"``, a budget such as ``"8GiB"`` or ``0.5``, or
         `Remat`.
@@ -49,6 +50,7 @@ class Plan:
     mesh: Mapping[str, int] = field(default_factory=Frozen)
     zero: Zero = field(default_factory=lambda: Zero(0))
     tensor: Tensor = field(default_factory=Tensor)
+    dispatch: Dispatch = field(default_factory=Dispatch)
     precision: Precision | None = None
     remat: Remat | None = None
     offload: Offload | None = None
@@ -64,6 +66,7 @@ class Plan:
         object.__setattr__(self, "mesh", _checked_mesh(self.mesh))
         object.__setattr__(self, "zero", _section("zero", Zero, self.zero))
         object.__setattr__(self, "tensor", _section("tensor", Tensor, self.tensor))
+        object.__setattr__(self, "dispatch", _section("dispatch", Dispatch, self.dispatch))
         if self.precision is not None:
             object.__setattr__(self, "precision", _section("precision", Precision, self.precision))
         if self.remat is not None:
@@ -89,6 +92,7 @@ class Plan:
             mesh: Mapping[str, int | None] = ...,
             zero: int | Zero | Mapping[str, Any] = 0,
             tensor: Tensor | Mapping[str, Any] = ...,
+            dispatch: float | Dispatch | Mapping[str, Any] = ...,
             precision: str | Precision | Mapping[str, Any] | None = None,
             remat: str | int | float | Remat | Mapping[str, Any] | None = None,
             offload: str | Offload | Mapping[str, Any] | None = None,

@@ -1,5 +1,6 @@
 """The sections of a plan: frozen dataclasses, checked when they are made."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,18 +178,22 @@ class Tensor:
     use_model_plan: whether the plan that a model of Transformers comes with (`tp_plan`) is followed; patterns go first.
     gather_outputs: whether a call returns all that the model does on every rank. If not, what no gradient arrives at
         (logits beside a loss) may come as DTensors in training, over this and the other axes that split layers.
+    chunks: equal parts of the batch that are computed in turn between moves over any axis that splits layers, so that
+        what one moves travels while another computes; 1 computes all at once.
     """
 
     sequence: bool = False
     patterns: Mapping[str, str] = field(default_factory=Frozen)
     use_model_plan: bool = True
     gather_outputs: bool = True
+    chunks: int = 1
 
     def __post_init__(self) -> None:
         require_bool("tensor.sequence", self.sequence)
         object.__setattr__(self, "patterns", checked_kinds("tensor.patterns", self.patterns, KINDS))
         require_bool("tensor.use_model_plan", self.use_model_plan)
         require_bool("tensor.gather_outputs", self.gather_outputs)
+        require_int("tensor.chunks", self.chunks, 1)
 
     if TYPE_CHECKING:
 
@@ -198,4 +203,32 @@ class Tensor:
             patterns: Mapping[str, str] | Sequence[str] = ...,
             use_model_plan: bool = True,
             gather_outputs: bool = True,
+            chunks: int = 1,
         ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """How tokens go to the ranks of ``ep`` that have their experts.
+
+    capacity: for how many rows a rank has room, as a multiple of those that it sends; None for all that there are, so
+        that no routing is too uneven. A step in which more go to one rank is an error on all of them.
+    """
+
+    capacity: float | None = None
+
+    def __post_init__(self) -> None:
+        capacity = self.capacity
+        if capacity is None:
+            return
+        try:
+            checked = math.nan if isinstance(capacity, bool) else float(capacity)
+        except (TypeError, ValueError):
+            checked = math.nan
+        if not 1 <= checked < math.inf:
+            raise PlanError(f"dispatch.capacity={capacity!r} is no multiple of what a rank sends; the nearest is 1.0")
+        object.__setattr__(self, "capacity", checked)
+
+    if TYPE_CHECKING:
+
+        def __init__(self, capacity: float | str | None = None) -> None: ...

@@ -7,7 +7,9 @@ from graphopt.passes.base import NoOptions, Pass, PassContext, Tier
 from graphopt.passes.bucket import Bucket
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.checkpoint import Checkpoint
+from graphopt.passes.chunk import Chunk
 from graphopt.passes.differentiate import Differentiate
+from graphopt.passes.interleave import Interleave
 from graphopt.passes.offload import Offload
 from graphopt.passes.offload_state import OffloadState
 from graphopt.passes.overlap import Overlap
@@ -22,11 +24,13 @@ _PASSES = (
     Canonicalize,
     SynchronizeBatchNorm,
     SplitAlong,
+    Chunk,
     Differentiate,
     Precision,
     Checkpoint,
     Rematerialize,
     Offload,
+    Interleave,
     Zero,
     Bucket,
     Schedule,

@@ -1,8 +1,11 @@
-"""bucket: one collective for several parameters, so that latency is paid once and links are filled."""
+"""bucket: one collective for several parameters, so that latency is paid once and links are filled.
+
+Gradients that came in one bucket are summed over the next axis in one as well.
+"""
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +14,12 @@ from torch import fx
 from graphopt.ir import Level, Phase, Program, explain, facts_of
 from graphopt.ir.collectives import sources_of
 from graphopt.passes.base import Pass, PassContext, Tier
+from graphopt.passes.build import Builder
+from graphopt.passes.reductions import by_level, list_sums, reduced_before
 
 collective = torch.ops._c10d_functional
 
 GATHER = collective.all_gather_into_tensor_coalesced.default
-REDUCTIONS = (collective.reduce_scatter_tensor_coalesced.default, collective.all_reduce_coalesced.default)
 _SMALLEST = 1 << 20
 
 
@@ -27,38 +31,41 @@ class BucketOptions:
 
 
 class Bucket(Pass):
-    """Merge collectives of one kind, axis, dtype and phase that follow each other, up to a number of bytes."""
+    """Merge gathers of parameters, or sums of gradients, of one axis, dtype and phase, up to a number of bytes."""
 
     name = "bucket"
     Options = BucketOptions
     level = Level.STEP
     produces = Level.STEP
-    requires = frozenset({"zero"})
+    requires = frozenset({"differentiate"})
     conflicts = frozenset({"bucket", "schedule", "offload_state", "overlap"})
     # A ring sums the parts of a bucket in an order that depends on their place in it.
     tier = Tier.REASSOCIATES
     keeps_values = True
 
     def run(self, program: Program, context: PassContext) -> bool:
+        listed = list_sums(Builder(program, context, self.name))
         limit = self.options.bytes or layer_bytes(program)
-        position = {node: i for i, node in enumerate(program.graph.nodes)}
-        gathers = [list(_packed(nodes, limit)) for nodes in _alike(program, (GATHER,))]
-        reductions = [list(_packed(nodes, limit)) for nodes in _alike(program, REDUCTIONS)]
-        for bucket in (bucket for kind in gathers for bucket in kind):
+        gathers = [node for node in program.compute_nodes() if node.target is GATHER]
+        buckets = [bucket for kind in _alike(gathers) for bucket in _packed(kind, limit)]
+        for bucket in buckets:
             _merge_gathers(bucket)
-        for bucket in (bucket for kind in reductions for bucket in kind):
-            _merge_reductions(bucket, position)
-        buckets = [b for kind in (*gathers, *reductions) for b in kind]
+        for level in by_level(program.compute_nodes()):
+            position = {node: i for i, node in enumerate(program.graph.nodes)}
+            reductions = [bucket for kind in _alike(level) for bucket in _packed(kind, limit)]
+            for bucket in reductions:
+                _merge_reductions(bucket, position)
+            buckets += reductions
         context.statistics.update(collectives=sum(map(len, buckets)), buckets=len(buckets), bytes=limit)
-        return any(len(bucket) > 1 for bucket in buckets)
+        return bool(listed) or any(len(bucket) > 1 for bucket in buckets)
 
 
 def layer_bytes(program: Program) -> int:
     """Bytes of parameters that a typical repeated layer gathers in forward, or reduces where nothing is gathered."""
     layers: defaultdict[str, int] = defaultdict(int)
     total = 0
-    nodes = [n for kind in _alike(program, (GATHER,)) for n in kind if facts_of(n).phase is Phase.FORWARD]
-    for node in nodes or [n for kind in _alike(program, REDUCTIONS) for n in kind]:
+    nodes = [n for n in program.compute_nodes(Phase.FORWARD) if n.target is GATHER]
+    for node in nodes or next(iter(by_level(program.compute_nodes())), []):
         total += whole_bytes(node)
         layer = facts_of(node).layer
         if layer is not None:
@@ -73,14 +80,14 @@ def whole_bytes(node: fx.Node) -> int:
     return sum(value.numel() * value.element_size() for value in values)
 
 
-def _alike(program: Program, targets: tuple[object, ...]) -> list[list[fx.Node]]:
+def _alike(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
     """Collectives that may share a bucket, in order."""
     kinds: defaultdict[tuple[object, ...], list[fx.Node]] = defaultdict(list)
-    for node in program.compute_nodes():
-        if node.target in targets:
-            facts = facts_of(node)
-            lifetime = (facts.phase, facts.resident, facts.kept)
-            kinds[node.target, node.args[1:], node.meta["val"][0].dtype, lifetime].append(node)
+    for node in nodes:
+        facts = facts_of(node)
+        lifetime = (facts.phase, facts.resident, facts.kept)
+        before = None if node.target is GATHER else reduced_before(node)
+        kinds[node.target, node.args[1:], node.meta["val"][0].dtype, lifetime, before].append(node)
     return list(kinds.values())
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import fx
 
 from graphopt.ir import InputKind, Level, OutputKind, Phase, Program, explain
+from graphopt.ir.collectives import summand_of, waits_of
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
 
@@ -57,10 +58,26 @@ def _cast_parameter(builder: Builder, node: fx.Node, stored: torch.dtype) -> Non
 
 
 def _cast_gradient(builder: Builder, gradient: fx.Node, name: str) -> fx.Node:
-    """To the dtype the sum over ranks is taken in; with one rank there is no sum, and it goes to the stored dtype."""
+    """To the dtype in which sums over ranks are taken, before all of them, and to the stored dtype behind them.
+
+    The cast behind the mean over the data-parallel ranks is for `zero` to make.
+    """
     layout, reduced = builder.context.layouts[name], builder.context.reduce_dtype
-    wanted = reduced if reduced is not None and layout.ranks > 1 else layout.dtype
-    if gradient.meta["val"].dtype == wanted:
+    summand, sums = summand_of(gradient)
+    is_reduced = layout.ranks > 1 or bool(sums)
+    cast = _cast(builder, summand, reduced if reduced is not None and is_reduced else layout.dtype)
+    if not sums:
+        gradient = cast
+    elif cast is not summand:
+        sums[-1].replace_input_with(summand, cast)
+        for launched in reversed(sums):
+            for node in (launched, *waits_of(launched)):
+                builder.revalue(node)
+    return gradient if layout.ranks > 1 else _cast(builder, gradient, layout.dtype)
+
+
+def _cast(builder: Builder, gradient: fx.Node, dtype: torch.dtype) -> fx.Node:
+    if gradient.meta["val"].dtype == dtype:
         return gradient
     with builder.after(gradient):
-        return builder.call(_to_copy, gradient, dtype=wanted, like=gradient, phase=Phase.BACKWARD)
+        return builder.call(_to_copy, gradient, dtype=dtype, like=gradient, phase=Phase.BACKWARD)

@@ -1,5 +1,6 @@
 """schedule: launch gathers ahead of their use and wait for reductions behind the next, so that both overlap compute."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from torch import fx
@@ -8,7 +9,8 @@ from graphopt.errors import PassError
 from graphopt.ir import Level, Phase, Program, explain
 from graphopt.ir.collectives import sources_of, waits_of
 from graphopt.passes.base import Pass, PassContext
-from graphopt.passes.bucket import GATHER, REDUCTIONS
+from graphopt.passes.bucket import GATHER
+from graphopt.passes.reductions import by_level
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Schedule(Pass):
     Options = ScheduleOptions
     level = Level.STEP
     produces = Level.STEP
-    requires = frozenset({"zero"})
+    requires = frozenset({"differentiate"})
     # A second one would move launches that wait elsewhere by now.
     conflicts = frozenset({"schedule", "offload_state", "overlap"})
     keeps_values = True
@@ -38,9 +40,10 @@ class Schedule(Pass):
         before = list(program.graph.nodes)
         launched = awaited = 0
         for phase in Phase:
-            nodes = program.compute_nodes(phase)
-            launched += self._launch_ahead([n for n in nodes if n.target is GATHER])
-            awaited += self._wait_behind([n for n in nodes if n.target in REDUCTIONS], program.output_node)
+            launched += self._launch_ahead([n for n in program.compute_nodes(phase) if n.target is GATHER])
+        for level in by_level(program.compute_nodes()):
+            for line in _by_axis(sorted(level)):
+                awaited += self._wait_behind(line, program.output_node)
         context.statistics.update(launched_ahead=launched, waited_behind=awaited)
         return list(program.graph.nodes) != before
 
@@ -76,6 +79,14 @@ class Schedule(Pass):
                 explain(wait, self.name, f"waited for before {anchor.name}, so that it travels while backward goes on")
             moved += 1
         return moved
+
+
+def _by_axis(reductions: list[fx.Node]) -> list[list[fx.Node]]:
+    """Those of each axis, in order."""
+    axes: defaultdict[object, list[fx.Node]] = defaultdict(list)
+    for node in reductions:
+        axes[node.args[-1]].append(node)
+    return list(axes.values())
 
 
 def _until_output(launched: fx.Node) -> list[fx.Node]:

@@ -17,22 +17,25 @@ from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.rewrite import remove_dead
 from graphopt.passes.split_order import choose_order
 from graphopt.passes.split_rewrite import rewrite
-from graphopt.passes.split_rules import SequenceRules, WeightRules
+from graphopt.passes.split_rules import ExpertRules, Rules, SequenceRules, WeightRules
 from graphopt.passes.split_styles import Style, keep_styled
 
 log = logging.getLogger(__name__)
-ALONG = ("weights", "sequence", "heads")
+ALONG = ("weights", "sequence", "heads", "experts")
 
 
 @dataclass(frozen=True)
 class SplitOptions:
     """axis: of the mesh.
 
-    along: ``weights``, their columns and rows (Shoeybi et al. 2019), ``sequence``, or ``heads``: the sequence, and in
-        attention its heads (Jacobs et al. 2023).
+    along: ``weights``, their columns and rows (Shoeybi et al. 2019), ``sequence``, ``heads``: the sequence, and in
+        attention its heads (Jacobs et al. 2023), or ``experts``: the batch, and of products by group the groups, to
+        which tokens are dispatched (Lepikhin et al. 2020).
     sequence: between products whose weights are split, along the sequence (Korthikanti et al. 2022).
     column, row, whole: patterns of modules, joined by ``|``, whose products are to be split in that style.
     likely_column, likely_row: those that are followed where that can be.
+    capacity: for how many rows a rank has room that are dispatched to it, as a multiple of those that it sends; 0 for
+        all there are.
     gather_outputs: whether each rank returns all of what the model does; else, in training, parts of what no gradient
         arrives at.
     """
@@ -45,6 +48,7 @@ class SplitOptions:
     whole: str = ""
     likely_column: str = ""
     likely_row: str = ""
+    capacity: float = 0.0
     gather_outputs: bool = True
 
     def __post_init__(self) -> None:
@@ -94,18 +98,19 @@ class SplitAlong(Pass):
         if self.options.along == "sequence":
             order, context.statistics["order"] = choose_order(program, ranks)
         rules = self._rules(program, ranks)
-        lying = _lying(program, context, axis, whole=rules.keeps_weights_whole)
-        space = space_of(program, ranks, rules.may_cut, lying, order)
+        lying = _lying(program, context, axis) | dict.fromkeys(rules.whole_parameters, REPLICATED)
+        room = min(self.options.capacity or ranks, ranks) if rules.dispatches else None
+        space = space_of(program, ranks, rules.may_cut, lying, order=order, room=room)
         styled = keep_styled(space, rules.classes, self.options.patterns, strict=True)
         styled += keep_styled(space, rules.classes, self.options.likely, strict=False)
         may_lie = () if self.options.gather_outputs else _without_gradient(program, context)
         choice = best_choice(program, space, context.hardware, axis, rules.is_wanted, may_lie)
-        products = [strategy for node, strategy in choice.strategies.items() if node in rules.classes.weighted]
+        products = [strategy for node, strategy in choice.strategies.items() if node in rules.products]
         count = sum(strategy.cut is not None for strategy in products)
         if not count:
             raise PassError(
                 f"split: nothing can be split over the {ranks} ranks of {axis}: along {self.options.along}, none "
-                f"of the {len(products)} products with weights can run on {ranks} parts; choose {axis}=1"
+                f"of the {len(products)} {rules.of_interest} can run on {ranks} parts; choose {axis}={rules.most_ranks}"
             )
         _set_layouts(program, context, axis, choice)
         moved = rewrite(program, context, space, choice, axis, self.name)
@@ -116,16 +121,16 @@ class SplitAlong(Pass):
             context.statistics.update(replicated=unknown)
         return True
 
-    def _rules(self, program: Program, ranks: int) -> WeightRules | SequenceRules:
+    def _rules(self, program: Program, ranks: int) -> Rules:
         if self.options.along == "weights":
             return WeightRules(program, ranks, self.options.sequence)
+        if self.options.along == "experts":
+            return ExpertRules(program, ranks)
         return SequenceRules(program, ranks, self.options.along == "heads")
 
 
-def _lying(program: Program, context: PassContext, axis: str, *, whole: bool) -> dict[str, Form]:
-    """How the parameters lie over the axis, if that is decided, or if they are to stay whole."""
-    if whole:
-        return {role.name: REPLICATED for role, _ in program.nodes_of(InputKind.PARAMETER)}
+def _lying(program: Program, context: PassContext, axis: str) -> dict[str, Form]:
+    """How the parameters lie over the axis, if that is decided."""
     if context.decided is None:
         return {}
     found: dict[str, Form] = {}

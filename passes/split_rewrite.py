@@ -15,9 +15,11 @@ from graphopt.dimensions.signature import operands_of
 from graphopt.dimensions.space import Space, Value, is_item, value_of
 from graphopt.ir import Phase, Program, Split, explain
 from graphopt.ir.context import FOLD, UNFOLD
+from graphopt.ir.dispatch import COMBINE, DISPATCH
 from graphopt.ir.moves import ALL_TO_ALL, ENTER, FIRST, GATHER, LEAVE, PART, SCATTER_SUM
 from graphopt.passes.base import PassContext
 from graphopt.passes.build import Builder
+from graphopt.passes.split_dispatch import dispatched_ends
 from graphopt.passes.split_locally import Local, localize
 
 
@@ -38,13 +40,13 @@ def rewrite(
         results = None
         if strategy.cut is None:
             _give(node, operands)
-        elif strategy.cut.label in space.signatures[node].localized:
+        elif node in space.signatures and strategy.cut.label in space.signatures[node].localized:
             with builder.before(node):
                 results = localize(Local(builder, node, space.signatures[node], strategy, operands, axis, space.ranks))
             replaced.append(node)
         else:
             shapes = [values.local_shape((node, index), form) for index, form in enumerate(strategy.results)]
-            _run_on_part(builder, node, operands, shapes)
+            run_on_part(builder, node, operands, shapes)
             explain(node, made_by, f"a rank of {axis} runs its part along {strategy.cut.label}")
         values.made(node, results, strategy.results)
     end = program.output_node
@@ -61,7 +63,7 @@ def rewrite(
     return values.moved
 
 
-def _run_on_part(builder: Builder, node: fx.Node, operands: list[fx.Node], shapes: Sequence[tuple[int, ...]]) -> None:
+def run_on_part(builder: Builder, node: fx.Node, operands: list[fx.Node], shapes: Sequence[tuple[int, ...]]) -> None:
     """Have a call take what the rank has of its operands, and give results of these shapes."""
     node.args, node.kwargs = localized_arguments(node, [operand.meta["val"].shape for operand in operands], shapes)
     _give(node, operands)
@@ -93,11 +95,13 @@ class _Values:
     def __init__(self, builder: Builder, space: Space, choice: Choice, axis: str) -> None:
         self._builder = builder
         self._space = space
+        self._choice = choice
         self._axis = axis
         self._have: dict[Value, dict[Form, fx.Node]] = defaultdict(dict)
         self._forms: dict[Value, Form] = {}
         self._sources: dict[Value, dict[Form, Form]] = {}
         self._shapes = _shapes(builder.program)
+        self._all_ends: dict[Value, fx.Node] = {}
         self.moved: Counter[str] = Counter()
         prices = Prices(builder.context.hardware, builder.context.hardware.link_of(axis), space.ranks)
         self._tracked = requiring_grad(builder.program)
@@ -153,17 +157,42 @@ class _Values:
         """One move of a value, for `reader`."""
         if move is Move.ENTER and value not in self._tracked:
             return node  # forward, the two are one
-        target, arguments = _call(move, source, reached, self._shapes[value], self._space.ranks)
         self.moved[move.title] += 1
-        node = self._reordered(FOLD, node, reached, reader)
-        made = self._builder.call(
-            target, node, *arguments, self._axis, *_varying(move), like=reader, phase=Phase.FORWARD
-        )
-        made = self._reordered(UNFOLD, made, source, reader)
+        if move in (Move.DISPATCH, Move.COMBINE, Move.DISPATCH_ENDS):
+            made = self._dispatch(move, reached, node, reader)
+        else:
+            target, arguments = _call(move, source, reached, self._shapes[value], self._space.ranks)
+            node = self._reordered(FOLD, node, reached, reader)
+            made = self._builder.call(
+                target, node, *arguments, self._axis, *_varying(move), like=reader, phase=Phase.FORWARD
+            )
+            made = self._reordered(UNFOLD, made, source, reader)
         explain(
             made, self._builder.made_by, f"{_said(source)} to {_said(reached)} over {self._axis}, for {reader.name}"
         )
         return made
+
+    def _dispatch(self, move: Move, reached: Form, node: fx.Node, reader: fx.Node) -> fx.Node:
+        """Rows to where their groups are, or back; or where the groups of those that come end."""
+        assert isinstance(reached, Part) and reached.order is not None
+        assert isinstance(reached.order.ends, fx.Node)
+        ends = self._ends(value_of(reached.order.ends), reader)
+        if move is Move.DISPATCH_ENDS:
+            return dispatched_ends(self._builder, ends, reached.chunk, self._space.ranks, self._axis, reader)
+        target = DISPATCH if move is Move.DISPATCH else COMBINE
+        rows = reached.blocks * reached.chunk
+        return self._builder.call(
+            target, node, ends, rows, self._space.ranks, self._axis, like=reader, phase=Phase.FORWARD
+        )
+
+    def _ends(self, value: Value, reader: fx.Node) -> fx.Node:
+        """Where the groups of every rank end, gathered once."""
+        if value not in self._all_ends:
+            own = self._have[value][self._choice.form_of(value)]
+            groups = own.meta["val"].shape[0] * self._space.ranks
+            arguments = (0, 1, groups, self._space.ranks, self._axis, False)
+            self._all_ends[value] = self._builder.call(GATHER, own, *arguments, like=reader, phase=Phase.FORWARD)
+        return self._all_ends[value]
 
     def _reordered(self, target: Callable[..., Any], node: fx.Node, form: Form, reader: fx.Node) -> fx.Node:
         """A whole value in the order of balanced parts, or from that in its own."""
@@ -201,7 +230,7 @@ def _said(form: Form) -> str:
     """A form in words."""
     if not isinstance(form, Part):
         return form.value
-    order = "" if form.order is None else f"{form.order.name} "
+    order = "" if form.order is None else f"{form.order.standing.value} "
     return f"{order}parts of dimension {form.dim}" + (f" in {form.blocks} blocks" if form.blocks > 1 else "")
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from graphopt.ir import Level, Phase, Program
-from graphopt.ir.ops import all_reduce
+from graphopt.ir.moves import ENTER, LEAVE
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
 from graphopt.passes.rewrite import remove_dead
@@ -63,16 +63,20 @@ def _replace(builder: Builder, node: fx.Node, axis: str) -> None:
         found = call(aten.detach.default, cast(per_channel, running.meta["val"].dtype))
         return call(aten.lerp.Scalar, running, found, momentum)
 
+    def summed(value: fx.Node) -> fx.Node:
+        """Over the ranks; the loss of each depends on what all have, so gradients are summed too."""
+        return call(ENTER, call(LEAVE, value, axis), axis)
+
     wide = torch.promote_types(value.meta["val"].dtype, torch.float32)
     with builder.before(node):
         value = cast(value, wide)
         total = call(aten.sum.dim_IntList, value, others)
         count = call(aten.sum.default, call(aten.ones_like.default, call(aten.select.int, value, 1, 0)))
-        packed = call(all_reduce, call(aten.cat.default, [total, call(aten.reshape.default, count, [1])]), axis)
+        packed = summed(call(aten.cat.default, [total, call(aten.reshape.default, count, [1])]))
         elements = call(aten.slice.Tensor, packed, 0, channels, channels + 1)
         mean = call(aten.div.Tensor, call(aten.slice.Tensor, packed, 0, 0, channels), elements)
         centered = call(aten.sub.Tensor, value, spread(mean))
-        squares = call(all_reduce, call(aten.sum.dim_IntList, call(aten.mul.Tensor, centered, centered), others), axis)
+        squares = summed(call(aten.sum.dim_IntList, call(aten.mul.Tensor, centered, centered), others))
         variance = call(aten.div.Tensor, squares, elements)
         scale = call(aten.rsqrt.default, call(aten.add.Scalar, variance, eps))
         result = call(aten.mul.Tensor, centered, spread(scale))

@@ -9,6 +9,9 @@ reduced.
     2       resident, outlasts the step      as each is complete
     3       after its last use in forward,   as each is complete
             gathered again for backward
+
+A gradient that is a sum over model axes as well is summed over the data-parallel ranks first, so that of a sharded
+parameter only shards travel over the others; in every stage, so that they agree in every bit.
 """
 
 import fnmatch
@@ -31,6 +34,7 @@ from graphopt.ir import (
     explain,
     facts_of,
 )
+from graphopt.ir.collectives import summand_of, waits_of
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
 from graphopt.passes.repeat import made_of, repeat_in_backward
@@ -145,18 +149,22 @@ class Zero(Pass):
         """Sum each parameter's gradient over the ranks and take the mean; shards of those that are sharded."""
         program = builder.program
         results = list(program.results)
+        replaced: list[fx.Node] = []
         count = 0
         for index, (role, gradient) in enumerate(program.results_of(*OutputKind)):
             layout = builder.context.layouts.get(role.name) if role.kind is OutputKind.GRADIENT else None
             if layout is None or gradient is None or layout.ranks == 1:
                 continue
             last = self.options.stage == 1
+            moment = "when backward is done" if last else "once complete"
+            summand, sums = summand_of(gradient)
             with builder.before(program.output_node) if last else builder.after(gradient):
-                results[index] = _reduced(
-                    builder, gradient, layout, "when backward is done" if last else "once complete"
-                )
+                results[index] = _reduced(builder, summand, layout, sums, moment)
+            replaced += [node for launched in sums for node in (*waits_of(launched), launched)]
             count += 1
         program.set_results(results, program.outputs)
+        for node in replaced:
+            program.graph.erase_node(node)
         return count
 
 
@@ -168,8 +176,11 @@ def _weight(parameter: fx.Node) -> fx.Node:
     return parameter
 
 
-def _reduced(builder: Builder, gradient: fx.Node, layout: ParameterLayout, moment: str) -> fx.Node:
-    """The mean over ranks of `gradient`, whole or this rank's padded rows, in the dtype of the stored parameter."""
+def _reduced(builder: Builder, gradient: fx.Node, layout: ParameterLayout, sums: list[fx.Node], moment: str) -> fx.Node:
+    """The mean over ranks of `gradient`, whole or this rank's padded rows, in the dtype of the stored parameter.
+
+    sums: over other axes, which are still to be taken; the last first.
+    """
 
     def call(target: object, *args: object, **kwargs: object) -> fx.Node:
         return builder.call(target, *args, like=gradient, phase=Phase.BACKWARD, **kwargs)  # type: ignore[arg-type]
@@ -186,8 +197,11 @@ def _reduced(builder: Builder, gradient: fx.Node, layout: ParameterLayout, momen
             value = call(aten.constant_pad_nd.default, value, [0, 0] * len(layout.row_shape) + [0, missing])
         started = call(collective.reduce_scatter_tensor_coalesced.default, [value], "sum", layout.ranks, layout.axis)
     explain(started, builder.made_by, f"the gradient of {layout.name} is summed over {layout.axis} {moment}")
-    item = call(operator.getitem, started, 0)
-    total = call(collective.wait_tensor.default, item)
+    total = call(collective.wait_tensor.default, call(operator.getitem, started, 0))
+    for axis in (launched.args[-1] for launched in reversed(sums)):
+        started = call(collective.all_reduce_coalesced.default, [total], "sum", axis)
+        explain(started, builder.made_by, f"what a rank keeps of the gradient of {layout.name} is summed over {axis}")
+        total = call(collective.wait_tensor.default, call(operator.getitem, started, 0))
     mean = call(aten.div.Tensor, total, layout.ranks)
     if mean.meta["val"].dtype != layout.dtype:
         mean = call(aten._to_copy.default, mean, dtype=layout.dtype)

@@ -122,9 +122,8 @@ class _Problem:
     def _equal_parts(self, value: Value) -> list[Form]:
         """The forms in which a value is made, and in which it could be put together from what the ranks have."""
         shape, ranks = _shape(result_of(value)), self._space.ranks
-        forms = [form for form in dict.fromkeys(self._forms_made(value)) if isinstance(form, Part)]
-        in_order = (form for form in forms if form.order is None and form.blocks == 1)
-        return [form for form in in_order if form.chunk * ranks == shape[form.dim]]
+        even = [Part(dim, 1, size // ranks) for dim, size in enumerate(shape) if size % ranks == 0]
+        return [form for form in dict.fromkeys(self._forms_made(value)) if form in even]
 
     def _connect(self, value: Value, returned: Sequence[tuple[Hashable, tuple[Form, ...]]]) -> None:
         """The cost of having a value in the forms in which it is read, or returned."""
@@ -193,8 +192,8 @@ class Prices:
         seconds = max(flops / self._hardware.peak(dtype), moved / self._hardware.memory_bandwidth) * (1 + _BACKWARD)
         if strategy.cut is None:
             return seconds * (_UNSPLIT if is_split_wanted else 1)
-        size = signature.sizes[strategy.cut.label]
-        return seconds * strategy.cut.blocks * strategy.cut.chunk / size
+        size = signature.sizes.get(strategy.cut.label)
+        return seconds * (1 / self._ranks if size is None else strategy.cut.blocks * strategy.cut.chunk / size)
 
     def having(
         self, tensor: torch.Tensor, form: Form, wanted: Sequence[Form], tracked: bool

@@ -82,11 +82,16 @@ class Transfers(Generic[Size]):
     def _packed(self, collective: Collective) -> Iterator[Life[Size]]:
         """Buffers from launch to wait. One tensor to be summed is itself held on to.
 
-        On the CPU a sum is an exchange all to all, which arrives in as much as left.
+        On the CPU a sum is an exchange all to all, which arrives in as much as left. Of rows that are dispatched it is
+        not known how many there are: at most as many as there is room for.
         """
         if self._lands_in_place(collective):
             return
         launch, wait = self._position[collective.node], self._wait(collective)
+        if collective.kind in ("dispatch", "combine"):
+            for most in (self._sizes.sources(collective), self._sizes.tensor(collective.node)):
+                yield Life(collective.node.name, "communication", most, launch, wait)
+            return
         name, whole = collective.node.name, self._sizes.whole(collective)
         leaving = self._sizes.sources(collective) if collective.kind == "all-gather" else whole
         yield Life(name, "communication", leaving, launch if self.is_copied(collective) else launch + 1, wait)

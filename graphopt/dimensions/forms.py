@@ -24,17 +24,41 @@ class Kind(enum.Enum):
     PARTIAL = "partial"
 
 
+class Standing(enum.Enum):
+    """How the rows that a rank has stand, where they do not stand as in the whole.
+
+    Of a dimension that is sorted by groups, as tokens are by the expert that they go to, each rank sorts its part.
+    """
+
+    GROUPED = "by group"  # the rank's rows, sorted
+    PLACES = "places"  # for each of those, where in the part it came from; or the other way round
+    ENDS = "ends of groups"  # where among those each group ends
+    DISPATCHED = "of own groups"  # the rows of some groups, from all ranks; and zeros
+    DISPATCHED_ENDS = "ends of own groups"  # where among those each of these groups ends
+    BALANCED = "balanced"  # chunks from both ends, as `ir.context` has them; ranks times `chunk` is a block
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether what is computed row by row of rows that stand so, stands so."""
+        return self in (Standing.GROUPED, Standing.DISPATCHED, Standing.BALANCED)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether there are rows that are none of the whole's, which no sum may count."""
+        return self is Standing.DISPATCHED
+
+
 @dataclass(frozen=True)
 class Order:
     """In which order a rank has the rows of its part, where that is not the order of the whole.
 
-    of: what made it, if not all values that are cut so stand alike. has_gaps: there may be rows that are none of the
-    whole's, which no sum may count.
+    ends: the value that says where groups end, if rows stand by group. part: of the dimension, that which each rank has
+    sorted. What was sorted by other groups, or in other parts, does not stand alike.
     """
 
-    name: str
-    of: Hashable = None
-    has_gaps: bool = False
+    standing: Standing
+    ends: Hashable = None
+    part: "Part | None" = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +74,7 @@ class Part:
     order: Order | None = None
 
 
-BALANCED = Order("balanced")  # of chunks from both ends, as `ir.context` has them; ranks times `chunk` is a block
+BALANCED = Order(Standing.BALANCED)
 
 Form = Kind | Part
 REPLICATED, VARYING, PARTIAL = Kind.REPLICATED, Kind.VARYING, Kind.PARTIAL
@@ -72,6 +96,9 @@ class Move(enum.Enum):
     SCATTER_SUM = ("scatter sum", "reduce-scatter", "all-gather")  # PARTIAL -> Part
     ALL_TO_ALL = ("all to all", "all-to-all", "all-to-all")  # Part -> Part of another dimension
     FIRST = ("first", "", "")  # REPLICATED -> PARTIAL
+    DISPATCH = ("dispatch", "all-to-all", "all-to-all")  # rows by group -> rows of own groups
+    COMBINE = ("combine", "all-to-all", "all-to-all")  # and back
+    DISPATCH_ENDS = ("dispatch ends", "", "")
 
     def __init__(self, title: str, forward: str, backward: str) -> None:
         self.title = title
@@ -86,8 +113,9 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
     """The steps from one form of a value of `sizes` to another; None if no steps lead there."""
     if source == wanted:
         return []
-    if any(isinstance(form, Part) and form.order not in (None, BALANCED) for form in (source, wanted)):
-        return None
+    orders = [form.order if isinstance(form, Part) else None for form in (source, wanted)]
+    if not {*orders} <= {None, BALANCED}:
+        return _between_orders(wanted, *orders)
     if source is VARYING:
         return [(Move.PART_VARYING, wanted)] if isinstance(wanted, Part) else None
     if isinstance(source, Part):
@@ -96,6 +124,20 @@ def moves(source: Form, wanted: Form, sizes: tuple[int, ...], ranks: int) -> lis
         return _from_partial(wanted)
     first = {VARYING: Move.ENTER, PARTIAL: Move.FIRST}.get(wanted, Move.PART)  # type: ignore[arg-type]
     return [(first, wanted)]
+
+
+def _between_orders(wanted: Form, source: Order | None, reached: Order | None) -> list[Step] | None:
+    if source is None or reached is None or (source.ends, source.part) != (reached.ends, reached.part):
+        return None
+    move = _BETWEEN.get((source.standing, reached.standing))
+    return None if move is None else [(move, wanted)]
+
+
+_BETWEEN = {
+    (Standing.GROUPED, Standing.DISPATCHED): Move.DISPATCH,
+    (Standing.DISPATCHED, Standing.GROUPED): Move.COMBINE,
+    (Standing.ENDS, Standing.DISPATCHED_ENDS): Move.DISPATCH_ENDS,
+}
 
 
 def _from_partial(wanted: Form) -> list[Step]:

@@ -87,6 +87,11 @@ def _interleaved(call: Call, operands: Sequence[Shape], results: Sequence[Shape]
     return {} if call["output_size"] is None else {"output_size": results[0][call["dim"] or 0]}
 
 
+def _counted(call: Call, operands: Sequence[Shape], results: Sequence[Shape]) -> Mapping[str, Any]:
+    """0, 1, 2 and so on, as many as there are rows."""
+    return {"end": results[0][0]}
+
+
 _TRANSPOSED = frozenset({aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d})
 _CONVOLUTIONS = (*_TRANSPOSED, aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution)
 _OF_SIZE = (
@@ -97,6 +102,7 @@ _CHANGES: Mapping[object, Changes] = {
     **dict.fromkeys(_OF_SIZE, _shaped("size")),
     **dict.fromkeys(_CONVOLUTIONS, _grouped),
     **dict.fromkeys((aten.split, aten.split_with_sizes, aten.unsafe_split), _split),
+    aten.arange: _counted,
     aten.repeat_interleave: _interleaved,
     aten.reshape: _shaped("shape"),
     **dict.fromkeys((aten.narrow, aten.slice), _cut),

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from torch import fx
 
+from graphopt._torch import OpOverload
 from graphopt.dimensions.notation import Call, Rule, fit, spell, spelled
-from graphopt.dimensions.signature import Signature
+from graphopt.dimensions.signature import Signature, operands_of
 
 aten = torch.ops.aten
 _BOTH = (("self",), ("mat2",))
@@ -65,6 +67,14 @@ def grouped(call: Call) -> Signature | None:
     text = texts[len(first), len(second)]
     arguments = call.names[:2]
     return spell(call, text, whole="t e" if "t" in text else "", linear=[(name,) for name in arguments])
+
+
+def is_grouped_product(node: fx.Node) -> bool:
+    """Whether a call multiplies rows, by group, each with the matrix of its group: (rows, matrices, ends of groups)."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    rule = RULES.get(node.target.overloadpacket) or BY_NAME.get(node.target.name().partition(".")[0])
+    return rule is grouped and [each.meta["val"].dim() for each in operands_of(node)] == [2, 3, 1]
 
 
 _ADDED = {

@@ -41,9 +41,22 @@ def _along(call: Call, dims: tuple[int, ...]) -> Signature:
     return found
 
 
+def by_rows(call: Call) -> Signature | None:
+    """Rows go elsewhere, each as it was; which is for all rows, and where groups end, to say."""
+    labels = Labels()
+    places = positions(len(call.operands[0]) - 1)
+    row = tuple(labels.name(place, size) for place, size in zip(places, call.operands[0][1:], strict=True))
+    given, ends, made = (
+        labels.name(name, shape[0], whole=True)
+        for name, shape in zip(("given", "ends", "made"), (*call.operands, *call.results), strict=True)
+    )
+    return labels.signature([(given, *row), (ends,)], [(made, *row)], linear=[frozenset({0})])
+
+
 RULES: Mapping[object, Rule] = {
-    **dict.fromkeys((_moves.enter, _moves.leave, _moves.first, _moves.maximum, _moves.all_reduce), same_place),
+    **dict.fromkeys((_moves.enter, _moves.leave, _moves.first, _moves.maximum), same_place),
     **dict.fromkeys((_moves.part, _moves.gather, _moves.scatter_sum, _moves.own_part), along_dim),
     **dict.fromkeys((_moves.fold, _moves.unfold), along_dim),
     _moves.all_to_all: along_both,
+    **dict.fromkeys((_moves.dispatch, _moves.combine), by_rows),
 }

@@ -8,9 +8,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from graphopt.dimensions.forms import REPLICATED, VARYING, Form, Order, Part
+from graphopt.dimensions.forms import BALANCED, REPLICATED, VARYING, Form, Order, Part
+from graphopt.dimensions.routing import Routing, routings
 from graphopt.dimensions.signature import Signature, operands_of
-from graphopt.dimensions.strategies import Cut, Strategy, cut_by, even_chunk, own_cuts, split_strategy, whole_strategies
+from graphopt.dimensions.strategies import (
+    Cut,
+    Strategy,
+    can_carry,
+    cut_by,
+    even_chunk,
+    own_cuts,
+    split_strategy,
+    whole_strategies,
+)
 from graphopt.dimensions.table import signature_of
 from graphopt.ir import InputKind, Program
 
@@ -45,11 +55,19 @@ def is_item(node: fx.Node) -> bool:
 
 
 def space_of(
-    program: Program, ranks: int, may_cut: MayCut, lying: Mapping[str, Form], order: Order | None = None
+    program: Program,
+    ranks: int,
+    may_cut: MayCut,
+    lying: Mapping[str, Form],
+    *,
+    order: Order | None = None,
+    room: float | None = None,
 ) -> Space:
     """All strategies. may_cut: which cuts are allowed. lying: how parameters lie that are split already, by name.
 
     order: in which ranks have the rows of their parts, where these can be in that order.
+    room: for how many rows by group a rank has room, as a multiple of its own, if they go to the ranks that have what
+    they are multiplied by; None if each rank has that of all groups.
     """
     space = Space(ranks)
     for role, node in zip(program.inputs, program.placeholders, strict=True):
@@ -62,7 +80,7 @@ def space_of(
             space.signatures[node] = signature
         for index, operand in enumerate(operands_of(node)):
             space.uses[value_of(operand)].append((node, index))
-    cuts = _Cuts(space, may_cut, order)
+    cuts = _Cuts(space, may_cut, order, routings(program.compute_nodes()), room)
     for node in calls:
         space.calls[node] = list(cuts.strategies_of(node))
     return space
@@ -76,10 +94,20 @@ def unsigned(space: Space) -> list[str]:
 class _Cuts:
     """The cuts of each call: its own, and those by which it takes or gives the parts of its neighbours."""
 
-    def __init__(self, space: Space, may_cut: MayCut, order: Order | None) -> None:
+    def __init__(
+        self,
+        space: Space,
+        may_cut: MayCut,
+        order: Order | None,
+        routed: Mapping[fx.Node, Routing],
+        room: float | None,
+    ) -> None:
         self._space = space
         self._may_cut = may_cut
+        self._routed = routed
+        self._room = room
         self._cuts: dict[fx.Node, dict[Cut, Strategy]] = defaultdict(dict)
+        self._routes: dict[fx.Node, dict[Strategy, None]] = defaultdict(dict)
         self._parts: dict[Value, set[Part]] = defaultdict(set)
         self._fresh: list[tuple[Value, Part]] = []
         for node, signature in space.signatures.items():
@@ -91,16 +119,21 @@ class _Cuts:
     def strategies_of(self, node: fx.Node) -> list[Strategy]:
         signature = self._space.signatures.get(node)
         if signature is not None:
-            return [*whole_strategies(signature), *self._cuts[node].values()]
+            return [*whole_strategies(signature), *self._cuts[node].values(), *self._routes[node]]
         operands, results = len(operands_of(node)), result_count(node)
-        return [Strategy(None, (form,) * operands, (form,) * results) for form in (REPLICATED, VARYING)]
+        whole = (Strategy(None, (form,) * operands, (form,) * results) for form in (REPLICATED, VARYING))
+        return [*whole, *self._routes[node]]
 
     def _add(self, node: fx.Node, cut: Cut) -> None:
         signature = self._space.signatures[node]
-        if cut in self._cuts[node] or not self._may_cut(node, signature, cut):
+        is_sorted = cut.order not in (None, BALANCED)
+        allowed = can_carry(signature, cut) if is_sorted else self._may_cut(node, signature, cut)
+        if cut in self._cuts[node] or not allowed:
             return
-        strategy = split_strategy(signature, cut)
-        self._cuts[node][cut] = strategy
+        self._cuts[node][cut] = split_strategy(signature, cut)
+        self._note_all(node, self._cuts[node][cut])
+
+    def _note_all(self, node: fx.Node, strategy: Strategy) -> None:
         for operand, form in zip(operands_of(node), strategy.operands, strict=True):
             self._note(value_of(operand), form)
         for index, form in enumerate(strategy.results):
@@ -113,6 +146,10 @@ class _Cuts:
 
     def _pass_on(self, value: Value, part: Part) -> None:
         """Let what makes and what reads a value run in such parts too."""
+        if part.order in (None, BALANCED):
+            self._route(value, part)
+        elif part.order is not None and not part.order.standing.is_carried:
+            return
         node, index = value
         signatures = self._space.signatures
         ends = [
@@ -126,6 +163,15 @@ class _Cuts:
             cut = cut_by(signatures[end], dimensions, part)
             if cut is not None:
                 self._add(end, cut)
+
+    def _route(self, value: Value, part: Part) -> None:
+        """Let each rank sort its part of the ids by itself, if it is ids that these are."""
+        for reader, _ in self._space.uses.get(value, ()):
+            routing = self._routed.get(reader)
+            if routing is not None:
+                for node, strategy in routing.strategies(part, self._space.ranks, self._room):
+                    self._routes[node][strategy] = None
+                    self._note_all(node, strategy)
 
 
 def result_count(node: fx.Node) -> int:

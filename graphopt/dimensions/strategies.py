@@ -55,6 +55,14 @@ def split_strategy(signature: Signature, cut: Cut) -> Strategy:
     return Strategy(cut, tuple(operands), tuple(results))
 
 
+def can_carry(signature: Signature, cut: Cut) -> bool:
+    """Whether what a call gives of rows in an order of their own stands in that order, or is a sum over them."""
+    assert cut.order is not None
+    if cut.label in signature.localized:
+        return False
+    return not (signature.is_reduced(cut.label) and cut.order.standing.has_gaps)
+
+
 def own_cuts(signature: Signature, ranks: int, order: Order | None = None) -> Iterator[Cut]:
     """Each label that can be split, in parts as equal as can be, none of them empty; in that order where it can be."""
     for label in signature.labels:

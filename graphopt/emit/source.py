@@ -12,6 +12,7 @@ from graphopt._torch import OpOverload
 from graphopt.ir import InputKind, OutputKind, Program, facts_of
 from graphopt.ir.context import OF_RANK
 from graphopt.ir.copies import COPIED_IN, COPIED_OUT, COPY_IN, COPY_OUT
+from graphopt.ir.dispatch import ROWS_BACK, ROWS_OUT
 
 collective = torch.ops._c10d_functional
 
@@ -113,6 +114,19 @@ def _all_to_all(function: _Function, node: fx.Node) -> str:
     return f"_runtime.collectives.all_to_all({literal(node.args[0])}, {node.args[3]!r})[0]"
 
 
+def _dispatch(function: _Function, node: fx.Node) -> str:
+    return _rows_moved("dispatch", node)
+
+
+def _combine(function: _Function, node: fx.Node) -> str:
+    return _rows_moved("combine", node)
+
+
+def _rows_moved(name: str, node: fx.Node) -> str:
+    value, ends, rows, _, axis = node.args
+    return f"_runtime.collectives.{name}({literal(value)}, {literal(ends)}, {literal(rows)}, {axis!r})[0]"
+
+
 def _of_rank(function: _Function, node: fx.Node) -> str:
     """What depends on the rank: the program is the same text on all of them."""
     name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
@@ -154,6 +168,8 @@ _SPECIAL: dict[Any, Callable[[_Function, fx.Node], str]] = {
     collective.reduce_scatter_tensor.default: _reduce_scatter_one,
     collective.all_reduce.default: _all_reduce_one,
     collective.all_to_all_single.default: _all_to_all,
+    ROWS_OUT: _dispatch,
+    ROWS_BACK: _combine,
     **dict.fromkeys(OF_RANK, _of_rank),
     COPY_OUT: _copy_out,
     COPIED_OUT: _wait,

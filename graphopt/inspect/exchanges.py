@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from graphopt.ir import moves
+from graphopt.ir import dispatch, moves
 from graphopt.ir.collectives import Collective
 from graphopt.ir.context import CONTEXT_ATTENTION, FOLD, UNFOLD
-from graphopt.ir.ops import all_reduce
 from graphopt.runtime.parts import Parts
 
 Values = list[Any]  # one for each rank
@@ -31,9 +30,11 @@ class Exchanges:
     def ranks(self) -> int:
         return len(self._places)
 
-    def collective(self, collective: Collective, value: Values) -> Values:
-        """What a collective gives for one of the tensors that it was launched for."""
+    def collective(self, collective: Collective, value: Values, *arguments: Any) -> Values:
+        """What a collective gives for one of the tensors that it was launched for; arguments: its others."""
         axis = collective.axis
+        if collective.kind in ("dispatch", "combine"):
+            return (self.dispatched if collective.kind == "dispatch" else self.combined)(value, *arguments)
         if collective.kind == "all-gather":
             return self.gathered(value, 0, axis)
         if collective.kind == "all-to-all":
@@ -60,6 +61,40 @@ class Exchanges:
             parts = [value[other].chunk(len(group), split_dim)[self.index(rank, axis)] for other in group]
             found.append(torch.cat(parts, gather_dim))
         return found
+
+    def dispatched(self, value: Values, ends: Values, rows: int, ranks: int, axis: str) -> Values:
+        """Of the rows on all ranks of an axis, those of the groups that a rank has; zeros behind them."""
+        found = []
+        for rank in self._all:
+            by_group = [_groups(value[other], of_rank) for other, of_rank in self._ends(rank, ends, axis)]
+            share = -(-len(by_group[0]) // ranks)
+            own = range(self.index(rank, axis) * share, min((self.index(rank, axis) + 1) * share, len(by_group[0])))
+            taken = torch.cat([value[rank][:0], *(groups[group] for group in own for groups in by_group)])
+            found.append(torch.cat([taken, taken.new_zeros((rows - taken.shape[0], *taken.shape[1:]))]))
+        return found
+
+    def combined(self, value: Values, ends: Values, rows: int, ranks: int, axis: str) -> Values:
+        """The rows of each rank, from where `dispatched` has put them; zeros behind them."""
+        found = []
+        for rank in self._all:
+            all_ends = self._ends(rank, ends, axis)
+            groups = all_ends[0][1].numel()
+            share = -(-groups // ranks)
+            counts = torch.stack([torch.diff(of_rank, prepend=of_rank.new_zeros(1)) for _, of_rank in all_ends])
+            taken = [value[rank][:0]]
+            for group in range(groups):
+                owner = all_ends[group // share][0]
+                before = int(counts[:, group // share * share : group].sum())
+                before += int(counts[: self.index(rank, axis), group].sum())
+                taken.append(value[owner][before : before + int(counts[self.index(rank, axis), group])])
+            own = torch.cat(taken)
+            found.append(torch.cat([own, own.new_zeros((rows - own.shape[0], *own.shape[1:]))]))
+        return found
+
+    def _ends(self, rank: int, ends: Values, axis: str) -> list[tuple[int, torch.Tensor]]:
+        """The ranks of an axis that `rank` is on, each with where its groups end."""
+        group = self._group(rank, axis)
+        return list(zip(group, ends[rank].view(len(group), -1).unbind(), strict=True))
 
     def whole(self, value: Values, dim: int, blocks: int, extent: int, axis: str) -> Values:
         """The blocks of which the ranks hold parts, end to end and without padding."""
@@ -88,6 +123,11 @@ class Exchanges:
             for other, theirs in enumerate(self._places)
             if theirs[:position] + theirs[position + 1 :] == place[:position] + place[position + 1 :]
         ]
+
+
+def _groups(rows: torch.Tensor, ends: torch.Tensor) -> list[torch.Tensor]:
+    starts = [0, *ends.tolist()]
+    return [rows[start:end] for start, end in itertools.pairwise(starts)]
 
 
 def _part(exchanges: Exchanges, value: Values, *arguments: Any) -> Values:
@@ -120,13 +160,14 @@ def _context_attention(
 
 
 MOVES: dict[object, Callable[..., Values]] = {
-    all_reduce: Exchanges.reduced,
     moves.ENTER: lambda exchanges, value, axis: value,
     moves.LEAVE: Exchanges.reduced,
     moves.PART: _part,
     moves.GATHER: _gather,
     moves.SCATTER_SUM: _scatter_sum,
     moves.ALL_TO_ALL: _all_to_all,
+    dispatch.DISPATCH: Exchanges.dispatched,
+    dispatch.COMBINE: Exchanges.combined,
     moves.FIRST: lambda exchanges, value, axis: exchanges.own("on_first", value, axis),
     CONTEXT_ATTENTION: _context_attention,
     moves.MAXIMUM: functools.partial(Exchanges.reduced, reduction="max"),

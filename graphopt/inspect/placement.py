@@ -6,17 +6,16 @@ from torch import fx
 
 from graphopt.ir import InputKind, OutputKind, ParameterLayout, Program, moves
 from graphopt.ir.collectives import collective_of
-from graphopt.ir.ops import all_reduce
 
 REPLICATED = "replicated"
 OWN_BATCH = "of own batch"
 
 _Lying = dict[str, str]  # axis -> how; nothing of an axis whose ranks have the same
 
-_WHOLE = {all_reduce, moves.LEAVE, moves.GATHER, moves.MAXIMUM}
+_WHOLE = {moves.LEAVE, moves.GATHER, moves.MAXIMUM}
 _PARTS = {moves.PART, moves.OWN_PART, moves.SCATTER_SUM, moves.ALL_TO_ALL}
 _SUMMANDS = {moves.FIRST, moves.ON_FIRST, moves.PLACED}
-_SUMS = {all_reduce, moves.LEAVE, moves.SCATTER_SUM}
+_SUMS = {moves.LEAVE, moves.SCATTER_SUM}
 
 
 def placements(program: Program, layouts: Mapping[str, ParameterLayout]) -> dict[fx.Node, str]:

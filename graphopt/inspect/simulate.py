@@ -1,7 +1,7 @@
 """Runs a program on all ranks of a mesh in one process, node by node: no process group, and every value can be seen."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,8 +65,7 @@ class Simulation:
             return values[node.all_input_nodes[0]]
         if node.target in MOVES:
             value, *arguments = node.args
-            others = fx.map_arg(arguments, lambda other: _of_all(other, values[other]))
-            return MOVES[node.target](self._exchanges, values[value], *others)  # type: ignore[index]
+            return MOVES[node.target](self._exchanges, values[value], *_given(arguments, values))  # type: ignore[index]
         results = []
         for rank, parts in enumerate(self._exchanges.parts):
             if effect_of(node) is Effect.RANDOM:
@@ -80,11 +79,17 @@ class Simulation:
 
     def _received(self, node: fx.Node, collective: Collective, values: Mapping[fx.Node, Values]) -> Values:
         """What a collective gives on each rank: a tensor, or a list if it was launched for several."""
-        given = [self._exchanges.collective(collective, values[source]) for source in sources_of(node)]
+        more = _given(node.args[1:], values)
+        given = [self._exchanges.collective(collective, values[source], *more) for source in sources_of(node)]
         is_list = isinstance(node.args[0], (list, tuple))
         return [[each[rank] for each in given] if is_list else given[0][rank] for rank in range(self.ranks)]
 
 
-def _of_all(argument: fx.Node, values: Values) -> Any:
-    """What a move is given beside its value: tensors of all ranks, or a size, which is the same on all."""
-    return values if isinstance(argument.meta["val"], torch.Tensor) else values[0]
+def _given(arguments: Sequence[Any], values: Mapping[fx.Node, Values]) -> Any:
+    """Sizes as they are, alike on all ranks; of tensors the values on all of them."""
+
+    def given(argument: fx.Node) -> Any:
+        found = values[argument]
+        return found if isinstance(found[0], torch.Tensor) else found[0]
+
+    return fx.map_arg(arguments, given)

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from graphopt.errors import VerificationError
+from graphopt.ir.dispatch import ROWS_BACK, ROWS_OUT
 from graphopt.ir.facts import Phase, facts_of
 from graphopt.ir.program import Program
 from graphopt.ir.values import byte_size, described
@@ -23,6 +24,8 @@ _KINDS: dict[object, str] = {
     _functional.all_reduce.default: "all-reduce",
     _functional.all_reduce_coalesced.default: "all-reduce",
     _functional.all_to_all_single.default: "all-to-all",
+    ROWS_OUT: "dispatch",
+    ROWS_BACK: "combine",
 }
 _REDUCING = frozenset({"reduce-scatter", "all-reduce"})
 
@@ -31,7 +34,8 @@ _REDUCING = frozenset({"reduce-scatter", "all-reduce"})
 class Collective:
     """One collective call.
 
-    whole_bytes: size of the tensors on the side where they are whole; all to all, of what a rank has.
+    whole_bytes: size of the tensors on the side where they are whole; all to all, of what a rank has; of rows that are
+        dispatched, on the side of those that have them all, which is what moves where groups are equal.
     """
 
     node: fx.Node
@@ -55,7 +59,9 @@ def collective_of(node: fx.Node) -> Collective | None:
     kind = _KINDS.get(node.target) if node.op == "call_function" else None
     if kind is None:
         return None
-    whole = node.meta["val"] if kind == "all-gather" else [source.meta["val"] for source in sources_of(node)]
+    whole = (
+        node.meta["val"] if kind in ("all-gather", "combine") else [source.meta["val"] for source in sources_of(node)]
+    )
     return Collective(node, kind, str(node.args[-1]), facts_of(node).phase, byte_size(whole))
 
 
@@ -76,6 +82,17 @@ def waits_of(node: fx.Node) -> list[fx.Node]:
     """The nodes that wait for what a collective launched, in execution order."""
     items = node.users if isinstance(node.meta["val"], (list, tuple)) else [node]
     return sorted(wait for item in items for wait in item.users)
+
+
+def summand_of(value: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """What each rank adds to a value, and the sums that nothing else reads, the last first; itself if it is no sum."""
+    sums = []
+    while value.target is WAIT and isinstance(launched := value.args[0], fx.Node):
+        if launched.target is not _functional.all_reduce.default or launched.args[1] != "sum" or len(value.users) > 1:
+            break
+        (value,) = sources_of(launched)
+        sums.append(launched)
+    return value, sums
 
 
 def launch_of(node: fx.Node) -> tuple[Collective, int] | None:

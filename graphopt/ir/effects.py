@@ -11,7 +11,7 @@ from torch import fx
 from graphopt._torch import OpOverload, aliases_argument, argument, is_mutating, returns_nothing
 from graphopt.ir.context import COMMUNICATING
 from graphopt.ir.copies import COPIES
-from graphopt.ir.ops import all_reduce
+from graphopt.ir.dispatch import ROWS_BACK, ROWS_OUT
 
 
 class Effect(enum.Enum):
@@ -26,6 +26,7 @@ class Effect(enum.Enum):
 
 
 _COLLECTIVE_NAMESPACES = frozenset({"_c10d_functional", "c10d_functional", "_c10d_functional_autograd", "c10d"})
+_COLLECTIVES = COMMUNICATING | {ROWS_OUT, ROWS_BACK}
 
 
 def effect_of(node: fx.Node) -> Effect:
@@ -39,7 +40,7 @@ def effect_of(node: fx.Node) -> Effect:
             if callable(target) and getattr(target, "__module__", "") in ("_operator", "math")
             else Effect.HOST
         )
-    if target.namespace in _COLLECTIVE_NAMESPACES or target in COMMUNICATING or target is all_reduce:
+    if target.namespace in _COLLECTIVE_NAMESPACES or target in _COLLECTIVES:
         return Effect.COLLECTIVE
     if target in COPIES:
         return Effect.COPY

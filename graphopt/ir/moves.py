@@ -31,6 +31,8 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from graphopt.ir.dispatch import COMBINE, DISPATCH
+
 functional = torch.ops._c10d_functional
 Size = int | torch.SymInt
 
@@ -61,7 +63,9 @@ SCATTER_SUM = torch.ops.graphopt.scatter_sum.default
 ALL_TO_ALL = torch.ops.graphopt.all_to_all.default
 FIRST = torch.ops.graphopt.first.default
 MAXIMUM = torch.ops.graphopt.maximum.default
-MOVES: frozenset[object] = frozenset({ENTER, LEAVE, PART, GATHER, SCATTER_SUM, ALL_TO_ALL, FIRST, MAXIMUM})
+MOVES: frozenset[object] = frozenset(
+    {ENTER, LEAVE, PART, GATHER, SCATTER_SUM, ALL_TO_ALL, FIRST, MAXIMUM, DISPATCH, COMBINE}
+)
 
 
 class _Enter(torch.autograd.Function):

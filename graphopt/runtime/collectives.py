@@ -12,6 +12,7 @@ import torch.distributed as dist
 from graphopt.runtime.alarm import Alarm
 from graphopt.runtime.packing import concatenated, split_into
 from graphopt.runtime.pending import Finish, Pending
+from graphopt.runtime.routes import Routes, require_room
 from graphopt.runtime.shared_memory import SharedMemoryTransport, connect
 from graphopt.runtime.transport import GroupTransport, Transport
 
@@ -70,6 +71,23 @@ class Collectives:
     def all_to_all(self, tensor: torch.Tensor, axis: str) -> Pending:
         """Start exchanging rows of `tensor`, [ranks * rows, ...]; result 0: those that each rank has for this one."""
         return Pending(self._transports[axis].all_to_all(tensor))
+
+    def dispatch(self, tensor: torch.Tensor, ends: torch.Tensor, rows: int, axis: str) -> Pending:
+        """Start sending rows of `tensor`, [own rows, ...], which are by group, to the ranks that have the groups.
+
+        ends: int [ranks * groups], where each rank's groups end. Result 0: [rows, ...], those of this rank's groups, by
+        group, then zeros. Raises GraphoptError, on all ranks alike, if one is sent more than `rows`.
+        """
+        transport = self._transports[axis]
+        require_room(ends, transport.ranks, rows, axis)
+        routes = Routes.of(ends, transport.ranks, self.rank(axis))
+        return Pending(transport.exchange_rows(tensor, routes.out, routes.kept, rows))
+
+    def combine(self, tensor: torch.Tensor, ends: torch.Tensor, rows: int, axis: str) -> Pending:
+        """Start sending rows back that `dispatch` has sent; result 0: [rows, ...], zeros where none was."""
+        transport = self._transports[axis]
+        routes = Routes.of(ends, transport.ranks, self.rank(axis))
+        return Pending(transport.exchange_rows(tensor, routes.kept, routes.out, rows))
 
 
 def _start_all_reduce(tensors: Sequence[torch.Tensor], transport: Transport, reduction: str) -> Finish:

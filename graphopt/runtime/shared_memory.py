@@ -20,6 +20,7 @@ from graphopt.runtime.alarm import Look, unwatched
 from graphopt.runtime.channel import Channel
 from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, reduced_over_ranks
 from graphopt.runtime.pending import Finish
+from graphopt.runtime.routes import Run, placed_rows
 
 log = logging.getLogger("graphopt")
 _CONNECT_SECONDS = 60
@@ -79,6 +80,24 @@ class SharedMemoryTransport:
             with exchange as segments:
                 rows = [each.view(elements, dtype).view(self.ranks, -1)[rank] for each in segments]
                 return gathered_from_ranks(rows, [shape], [None])
+
+        return finish
+
+    def exchange_rows(self, tensor: torch.Tensor, sent: Sequence[Run], received: Sequence[Run], rows: int) -> Finish:
+        """Each rank reads the rows where they lie, so that none is packed."""
+        width = tensor[0].numel() if tensor.shape[0] else 0
+        elements, dtype, shape = tensor.numel(), tensor.dtype, tensor.shape[1:]
+        segment = self.channel.segment(tensor.nbytes)
+        used = max((run.here + run.rows for run in sent), default=0)
+        segment.view(elements, dtype)[: used * width] = tensor[:used].reshape(-1)
+        exchange = _Exchange(self.channel, self.channel.post(segment, tensor.nbytes))
+        like = tensor[:0]
+
+        def finish() -> list[torch.Tensor]:
+            with exchange as segments:
+                lying = [each.view(elements, dtype).view(-1, *shape) for each in segments]
+                found = [lying[run.rank][run.there : run.there + run.rows] for run in received]
+                return [placed_rows(received, found, like, rows)]
 
         return finish
 

@@ -12,6 +12,7 @@ from graphopt._torch import all_gather_single, reduce_scatter_single
 from graphopt.runtime.alarm import LOOK_SECONDS, Look, unwatched
 from graphopt.runtime.packing import concatenated, gathered_from_ranks, packed_by_rank, reduced_over_ranks, split_into
 from graphopt.runtime.pending import Finish
+from graphopt.runtime.routes import Run, placed_rows, rows_by_rank
 
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -34,6 +35,13 @@ class Transport(Protocol):
 
     def all_to_all(self, tensor: torch.Tensor) -> Finish:
         """[ranks * rows, ...] -> [ranks * rows, ...]: from each rank the rows that it has for this one."""
+        ...
+
+    def exchange_rows(self, tensor: torch.Tensor, sent: Sequence[Run], received: Sequence[Run], rows: int) -> Finish:
+        """[own rows, ...] -> [rows, ...]: `received` of what others have `sent`, zeros between.
+
+        Both are in order of the other ranks; what one sends another is what that receives, in one order.
+        """
         ...
 
 
@@ -92,6 +100,18 @@ class GroupTransport:
         def finish(kept: torch.Tensor = tensor) -> list[torch.Tensor]:
             self._wait(work)
             return [received]
+
+        return finish
+
+    def exchange_rows(self, tensor: torch.Tensor, sent: Sequence[Run], received: Sequence[Run], rows: int) -> Finish:
+        packed = torch.cat([tensor[:0], *(tensor.narrow(0, run.here, run.rows) for run in sent)])
+        arrived = tensor.new_empty((sum(run.rows for run in received), *tensor.shape[1:]))
+        here, there = rows_by_rank(received, self.ranks), rows_by_rank(sent, self.ranks)
+        work = dist.all_to_all_single(arrived, packed, here, there, group=self._group, async_op=True)
+
+        def finish(kept: torch.Tensor = packed) -> list[torch.Tensor]:
+            self._wait(work)
+            return [placed_rows(received, arrived.split([run.rows for run in received]), arrived, rows)]
 
         return finish
 

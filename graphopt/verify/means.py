@@ -18,13 +18,18 @@ def local_gradient(values: ValueNumbers, number: int, layout: ParameterLayout) -
     """The number of the gradient that a rank computes by itself, from that of the mean which it stores.
 
     The mean is, in this order: rows of the gradient, padded to equal parts; a sum over the layout's axis, scattered if
-    the parameter is; a division by the ranks; a cast to the stored dtype. Raises NotTheMean.
+    the parameter is; sums over other axes; a division by the ranks; a cast to the stored dtype. Sums over other axes
+    are part of what the rank computes: sums commute, and rows are summed each by itself. Raises NotTheMean.
     """
     key = values.key(number)
     if key[0] == "cast" and key[2] == layout.dtype:
         key = values.key(key[1])
     total = _divided(key, layout.ranks)
     key = values.key(total)
+    others = []
+    while key[:2] == ("sum", "all-reduce") and key[2] != layout.axis:
+        others.append(key[2])
+        key = values.key(key[3])
     kind = "all-reduce" if layout.is_whole else "reduce-scatter"
     if key[0] != "sum":
         raise NotTheMean(f"is not summed over {layout.axis}")
@@ -37,6 +42,8 @@ def local_gradient(values: ValueNumbers, number: int, layout: ParameterLayout) -
         number = _unpadded(values, number, layout)
     if _is_sum(values, number, layout.axis):
         raise NotTheMean(f"is summed over {layout.axis} twice")
+    for axis in reversed(others):
+        number = values.number(("sum", "all-reduce", axis, number))
     return number
 
 

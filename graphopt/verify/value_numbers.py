@@ -116,6 +116,10 @@ class ValueNumbers:
             return (collective.reduction, collective.kind, collective.axis, source)
         if collective.kind == "all-to-all":
             return ("exchange", collective.axis, source)
+        if collective.kind in ("dispatch", "combine"):
+            _, ends, rows, *_ = collective.node.args
+            assert isinstance(ends, fx.Node)
+            return (collective.kind, collective.axis, source, numbers[ends], str(rows))
         name = self._shard_name(source)
         layout = self._layouts.get(name) if name is not None else None
         if name is None or layout is None or layout.axis != collective.axis:

@@ -91,11 +91,18 @@ PLANS = [
     ("gpt2", "zero=1,remat=full"),
     ("llama", "zero=3,remat=selective,zero.prefetch=0,zero.bucket_bytes=65536"),
 ]
+SPLITS = [("gpt2", "tp=2,tensor.sequence=true"), ("llama", "cp=2"), ("mixtral", "ep=2,remat=full")]
 
 
 @pytest.mark.parametrize(("name", "plan"), PLANS)
 def test_the_peak_is_what_a_run_on_two_ranks_reaches(ranks, name: str, plan: str) -> None:
     for live, segments, predicted in ranks(2).run(_on_a_rank, name, f"{plan},zero.whole_below=0,transport=group"):
+        assert (live, segments) == (predicted.peak_bytes, 0)
+
+
+@pytest.mark.parametrize(("name", "plan"), SPLITS)
+def test_the_peak_with_layers_split_over_two_ranks(ranks, name: str, plan: str) -> None:
+    for live, segments, predicted in ranks(2).run(_on_a_rank, name, f"{plan},transport=group"):
         assert (live, segments) == (predicted.peak_bytes, 0)
 
 

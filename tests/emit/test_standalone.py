@@ -21,7 +21,7 @@ from graphopt.errors import GraphoptError
 from graphopt.inspect import simulate
 from graphopt.inspect.simulate import Simulation
 from graphopt.ir import InputKind, Program, moves
-from graphopt.ir.ops import all_reduce
+from graphopt.ir.moves import LEAVE
 from tests.support.moved import attention_program, forward, step
 from tests.support.programs import Mlp, lowered
 from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO, Entry, loss_of
@@ -208,8 +208,8 @@ def test_what_it_runs_on_needs_torch_alone() -> None:
 def test_an_operator_that_is_not_torchs_is_named() -> None:
     compilation, _ = lowered("zero=0", 1)
     node = compilation.halves.forward.compute_nodes()[0]
-    node.target = all_reduce
-    with pytest.raises(GraphoptError, match=f"{node.name} calls graphopt.all_reduce.default, which torch alone"):
+    node.target = LEAVE
+    with pytest.raises(GraphoptError, match=f"{node.name} calls graphopt.leave.default, which torch alone"):
         standalone_source(compilation.halves, {"dp": 1}, compilation.layouts, title="", name="")
 
 

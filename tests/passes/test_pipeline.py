@@ -55,7 +55,7 @@ def test_text_that_is_no_pipeline(text: str, message: str) -> None:
         ("canonicalize,differentiate,zero,zero", "zero cannot run after zero"),
         ("canonicalize,differentiate,zero,bucket,bucket", "bucket cannot run after bucket"),
         ("canonicalize,differentiate,zero,schedule,schedule", "schedule cannot run after schedule"),
-        ("canonicalize,differentiate,bucket", "bucket needs zero"),
+        ("canonicalize,bucket", "bucket needs differentiate"),
     ],
 )
 def test_an_order_that_cannot_be(text: str, message: str) -> None:

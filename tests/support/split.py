@@ -100,9 +100,15 @@ class SplitProgram:
 
 
 def split_program(
-    model: nn.Module, batch: dict[str, Any], ranks: int, options: str = "", hardware: str = "cpu", axis: str = "tp"
+    model: nn.Module,
+    batch: dict[str, Any],
+    ranks: int,
+    options: str = "",
+    hardware: str = "cpu",
+    axis: str = "tp",
+    chunks: int = 1,
 ) -> SplitProgram:
-    """A model's step, split over `ranks` of `tp` and verified after each pass."""
+    """A model's step, split over `ranks` of `tp` and verified after each pass; chunks: parts of the batch."""
     tensors, spec = flatten_call((), batch)
     captured = capture(model, tensors, spec, tensor_names(model.forward, (), batch))
     program = captured.program
@@ -118,7 +124,9 @@ def split_program(
         gradient_outputs=tuple(map(_is_loss, users)),
         hardware=PRESETS[hardware],
     )
-    pipeline = Pipeline.parse(f"canonicalize,split{{axis={axis}{options}}},differentiate", REGISTRY)
+    chunk, interleave = (f",chunk{{chunks={chunks}}}", ",interleave") if chunks > 1 else ("", "")
+    text = f"canonicalize,split{{axis={axis}{options}}}{chunk},differentiate{interleave}"
+    pipeline = Pipeline.parse(text, REGISTRY)
     records = pipeline.run(program, context, verify=True)
     return SplitProgram(program, layouts, records, ranks, tensors, model)
 
