@@ -7,14 +7,15 @@ from graphopt.dimensions.forms import BALANCED, Order
 from graphopt.dimensions.signature import operands_of
 from graphopt.ir import Program
 from graphopt.passes.causal_masks import ATTENTION, causal_calls, state_causal
+from graphopt.passes.grouped_heads import state_grouped
 from graphopt.passes.rewrite import remove_dead
 
 
 def choose_order(program: Program, ranks: int) -> tuple[Order | None, str]:
     """The order, None for that of the whole, and why. One for all values: what is cut otherwise would be gathered.
 
-    It is balanced if each causal attention can run so. Then those calls say that they are causal, and masks that were
-    made for them alone are gone.
+    It is balanced if each causal attention can run so. Then those calls say that they are causal and grouped, and what
+    was made for them alone, masks and repeated keys, is gone.
     """
     calls = causal_calls(program)
     if not calls:
@@ -28,6 +29,7 @@ def choose_order(program: Program, ranks: int) -> tuple[Order | None, str]:
             return None, f"that of the whole, for {node.name} cannot run in balanced parts: {why}"
     for node in calls:
         state_causal(node)
+        state_grouped(node)
     remove_dead(program)
     return BALANCED, f"balanced, for all {len(calls)} causal attention calls can run so"
 

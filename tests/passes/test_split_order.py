@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graphopt.ir.context import ATTEND
 from tests.support.split import eager_step, split_program
 from tests.support.split_models import ATTENTION, MLPS, WIDTH, Batch, Blocks, tokens
 from tests.support.zoo import ZOO
@@ -54,6 +55,14 @@ def test_models_of_transformers(name: str, ranks: int) -> None:
 def test_heads(attention: str, ranks: int) -> None:
     torch.manual_seed(0)
     _check(Blocks(ATTENTION[attention](), MLPS["even"](), dropout=0.25), tokens(), ranks, "balanced, for all 1")
+
+
+@pytest.mark.parametrize("attention", ["two heads of keys", "two heads of keys, grouped"])
+def test_keys_are_gathered_before_they_are_repeated(attention: str) -> None:
+    program = split_program(Blocks(ATTENTION[attention]()), tokens(), 2, ",along=sequence").program
+    (attend,) = (node for node in program.compute_nodes() if node.target is ATTEND)
+    query, keys, values = (node.meta["val"].shape[1] for node in attend.all_input_nodes)
+    assert (query, keys, values) == (4, 2, 2)
 
 
 def test_narrow_values() -> None:
