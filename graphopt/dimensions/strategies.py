@@ -97,7 +97,8 @@ def cut_by(signature: Signature, dimensions: tuple[Dimension, ...], part: Part) 
         inner //= size
         if label not in signature.whole and part.blocks % outer == 0 and part.chunk % inner == 0:
             blocks, chunk = part.blocks // outer, part.chunk // inner
-            if size % blocks == 0 and chunk <= size // blocks and size > 1:
+            has_room = part.order is not None and part.order.standing.has_gaps
+            if size % blocks == 0 and (chunk <= size // blocks or has_room) and size > 1:
                 return Cut(label, blocks, chunk, part.order)
         outer *= size
     return None

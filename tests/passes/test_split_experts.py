@@ -54,13 +54,14 @@ def test_models_of_transformers_as_they_come(name: str, ranks: int) -> None:
         lambda: Routed(4, spelling="argsort"),
         lambda: Routed(4, top=1, favourite=3),  # every other expert has no token, every other rank no row
         lambda: Routed(8, top=3, favourite=0),
+        lambda: Routed(4, biased=False),  # what is between the products is in no other order
         lambda: Routed(5),  # one rank has three experts, one has two
         lambda: Routed(5, dropped=True),  # as with a capacity: some rows go nowhere
     ],
 )
 @pytest.mark.parametrize("batch", [4, 5])  # of the part of five rows, one is filled up
 def test_routing_of_any_kind(block: Callable[[], nn.Module], batch: int) -> None:
-    split, distance = _split(lambda: Tower(block(), block()), vectors(batch), 2)
+    split, distance = _split(lambda: Tower(block(), block()), vectors(batch, 3), 2)
     assert distance <= BOUND and split.statistics["dispatch"] >= 2
 
 
@@ -70,7 +71,7 @@ def routed(draw: st.DrawFn) -> Routed:
     top = draw(st.integers(1, experts))
     favourite = draw(st.none() | st.integers(0, experts - 1))
     dropped = experts > 2 and draw(st.booleans())
-    return Routed(experts, top, favourite, dropped, draw(st.sampled_from(["sort", "argsort"])))
+    return Routed(experts, top, favourite, dropped, draw(st.sampled_from(["sort", "argsort"])), draw(st.booleans()))
 
 
 @pytest.mark.long

@@ -17,14 +17,20 @@ class Routed(nn.Module):
     """
 
     def __init__(
-        self, experts: int, top: int = 2, favourite: int | None = None, dropped: bool = False, spelling: str = "sort"
+        self,
+        experts: int,
+        top: int = 2,
+        favourite: int | None = None,
+        dropped: bool = False,
+        spelling: str = "sort",
+        biased: bool = True,
     ) -> None:
         super().__init__()
         self.experts, self.top, self.favourite, self.dropped, self.spelling = experts, top, favourite, dropped, spelling
         self.router = nn.Linear(WIDTH, experts)
         self.up = nn.Parameter(torch.randn(experts, HIDDEN, WIDTH) / 4)
         self.down = nn.Parameter(torch.randn(experts, WIDTH, HIDDEN) / 5)
-        self.bias = nn.Parameter(torch.randn(experts, HIDDEN) / 4)
+        self.bias = nn.Parameter(torch.randn(experts, HIDDEN) / 4) if biased else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.reshape(-1, WIDTH)
@@ -40,7 +46,9 @@ class Routed(nn.Module):
         ends = torch.histc(sorted_ids.float(), kept, 0, kept - 1).cumsum(0, dtype=torch.int32)
         rows = tokens[order // self.top]
         grouped = torch.ops.transformers.grouped_mm_fallback
-        out = grouped(rows, self.up[:kept].transpose(1, 2), ends) + self.bias[sorted_ids]
+        out = grouped(rows, self.up[:kept].transpose(1, 2), ends)
+        if self.bias is not None:
+            out = out + self.bias[sorted_ids]
         out = grouped(out.relu(), self.down[:kept].transpose(1, 2), ends) * weights[order, None]
         if self.dropped:
             out = out.masked_fill((sorted_ids == kept)[:, None], 0)
