@@ -13,6 +13,7 @@ from torch import fx
 
 from graphopt._torch import sequence_number, trace, traced_graph
 from graphopt.ir import Input, InputKind, Level, Output, OutputKind, Phase, Program, annotate
+from graphopt.ir.collectives import collective_of, waits_of
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.functionalize import functionalize
 from graphopt.passes.rewrite import remove_dead, remove_identities
@@ -39,6 +40,7 @@ class Differentiate(Pass):
         _lift_constants(program)
         _drop_unreached_tangents(program)
         _name_inputs(program)
+        _read_sizes_of_what_arrived(program)
         bypassed = _bypass(program)
         context.statistics.update(
             functionalized=functionalize(program),
@@ -201,6 +203,14 @@ def _name_inputs(program: Program) -> None:
         named.meta = {"val": node.meta["val"].detach()}
         node.replace_all_uses_with(named)
         program.graph.erase_node(node)
+
+
+def _read_sizes_of_what_arrived(program: Program) -> None:
+    """A symbolic size that was first seen at a collective's launch is read where that is waited for."""
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int):
+        launched, dim = node.args
+        if isinstance(launched, fx.Node) and collective_of(launched) is not None:
+            node.args = (waits_of(launched)[0], dim)
 
 
 def _bypass(program: Program) -> int:

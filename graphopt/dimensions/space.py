@@ -17,6 +17,7 @@ from graphopt.dimensions.strategies import (
     can_carry,
     cut_by,
     even_chunk,
+    has_fixed_blocks,
     own_cuts,
     split_strategy,
     whole_strategies,
@@ -128,7 +129,7 @@ class _Cuts:
         signature = self._space.signatures[node]
         is_sorted = cut.order not in (None, BALANCED)
         allowed = can_carry(signature, cut) if is_sorted else self._may_cut(node, signature, cut)
-        if cut in self._cuts[node] or not allowed:
+        if cut in self._cuts[node] or not allowed or not has_fixed_blocks(signature, cut):
             return
         self._cuts[node][cut] = split_strategy(signature, cut)
         self._note_all(node, self._cuts[node][cut])

@@ -55,6 +55,13 @@ def split_strategy(signature: Signature, cut: Cut) -> Strategy:
     return Strategy(cut, tuple(operands), tuple(results))
 
 
+def has_fixed_blocks(signature: Signature, cut: Cut) -> bool:
+    """Whether it is known into how many blocks each dimension is cut, and how wide they are: not if batches vary."""
+    products = (dim for dimensions in (*signature.operands, *signature.results) for dim in dimensions)
+    factors = (signature.sizes[label] for dim in products if cut.label in dim for label in dim if label != cut.label)
+    return all(type(size) is int for size in factors)
+
+
 def can_carry(signature: Signature, cut: Cut) -> bool:
     """Whether what a call gives of rows in an order of their own stands in that order, or is a sum over them."""
     assert cut.order is not None
