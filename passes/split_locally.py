@@ -4,69 +4,20 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
-from graphopt._torch import OpOverload, argument
+from graphopt._torch import argument
 from graphopt.dimensions.forms import BALANCED, Order, Part
 from graphopt.dimensions.signature import Signature, operands_of
-from graphopt.dimensions.strategies import Cut, Strategy
-from graphopt.ir import Phase
-from graphopt.ir.context import CONTEXT_ATTENTION, FOLD
+from graphopt.dimensions.strategies import Cut
+from graphopt.ir.context import FOLD
 from graphopt.ir.moves import FIRST, LEAVE, MAXIMUM, OWN_PART
-from graphopt.passes.build import Builder
-from graphopt.passes.split_order import why_unbalanced
+from graphopt.passes.split_attention import attention, can_attend
+from graphopt.passes.split_local import Local, Results, operator_of
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Local:
-    """One call as it was, its operands as the rank has them, and where new calls go."""
-
-    builder: Builder
-    node: fx.Node
-    signature: Signature
-    strategy: Strategy
-    operands: list[fx.Node]
-    axis: str
-    ranks: int
-
-    @property
-    def cut(self) -> Cut:
-        assert self.strategy.cut is not None
-        return self.strategy.cut
-
-    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        return self.builder.call(target, *args, like=self.node, phase=Phase.FORWARD, **kwargs)
-
-    def given(self, name: str) -> Any:
-        """An argument of the call as it was."""
-        return argument(_operator(self.node), name, self.node.args, self.node.kwargs)
-
-    def whole_shape(self, operand: int) -> list[int]:
-        """The shape of an operand as it was."""
-        sizes = self.signature.sizes
-        return [math.prod(sizes[label] for label in labels) for labels in self.signature.operands[operand]]
-
-    def first_row(self) -> fx.Node:
-        """The number of the first row of the rank's part of what is cut, as a tensor of one element."""
-        device = self.operands[0].meta["val"].device
-        starts = self.call(aten.arange.start_step, 0, self.ranks * self.cut.chunk, self.cut.chunk, device=device)
-        return self.call(OWN_PART, starts, 0, 1, 1, self.ranks, self.axis)
-
-    def in_part(self, indices: fx.Node) -> tuple[fx.Node, fx.Node]:
-        """Indices counted from the rank's first row, 0 where they lie in another part; and whether they lie in this."""
-        counted = self.call(aten.sub.Tensor, indices, self.first_row())
-        is_behind = self.call(aten.ge.Scalar, counted, 0)
-        is_before = self.call(aten.lt.Scalar, counted, self.cut.chunk)
-        inside = self.call(aten.logical_and.default, is_behind, is_before)
-        return self.call(aten.mul.Tensor, counted, inside), inside
-
-
-Results = list[fx.Node | None]
 
 
 def can_be_localized(node: fx.Node, signature: Signature, cut: Cut) -> bool:
@@ -126,42 +77,6 @@ def _dropout(local: Local) -> Results:
         items = [local.call(FOLD, item, part.dim, part.blocks, local.ranks) for item in items]
     scale, mask = (local.call(OWN_PART, item, *where) for item in items)
     return [local.call(aten.mul.Tensor, value, scale), mask]
-
-
-def _attention(local: Local) -> Results:
-    """Of the rank's queries to all keys: balanced, or under a mask made for where those queries stand."""
-    query, key, value = local.operands
-    if local.cut.order is BALANCED:
-        return [_balanced_attention(local, query, key, value)]
-    rows, columns = query.meta["val"].shape[-2], key.meta["val"].shape[-2]
-    device = query.meta["val"].device
-    row = local.call(aten.add.Tensor, local.call(aten.arange.default, rows, device=device), local.first_row())
-    column = local.call(aten.arange.default, columns, device=device)
-    mask = local.call(aten.ge.Tensor, local.call(aten.unsqueeze.default, row, 1), column)
-    more = {name: local.given(name) for name in ("scale", "enable_gqa")}
-    attend = aten.scaled_dot_product_attention.default
-    return [local.call(attend, query, key, value, mask, 0.0, False, **more)]
-
-
-def _balanced_attention(local: Local, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
-    """Values narrower than keys are filled up with zeros, as fused kernels want them of one width."""
-    width, narrow = (node.meta["val"].shape[-1] for node in (query, value))
-    if narrow < width:
-        value = local.call(aten.constant_pad_nd.default, value, [0, width - narrow])
-    attended = local.call(CONTEXT_ATTENTION, query, key, value, local.given("scale"), local.ranks, local.axis)
-    return attended if narrow == width else local.call(aten.slice.Tensor, attended, -1, 0, narrow)
-
-
-def _can_attend(node: fx.Node, signature: Signature, cut: Cut) -> bool:
-    return _is_causal_alone(node, signature, cut) and (cut.order is None or why_unbalanced(node) is None)
-
-
-def _is_causal_alone(node: fx.Node, signature: Signature, cut: Cut) -> bool:
-    """Along the queries, without dropout."""
-    given = (
-        argument(_operator(node), name, node.args, node.kwargs) for name in ("is_causal", "dropout_p", "attn_mask")
-    )
-    return tuple(given) == (True, 0.0, None) and cut.blocks == 1
 
 
 def _cross_entropy(local: Local) -> Results:
@@ -242,11 +157,6 @@ def _reduced_loss(local: Local, loss: fx.Node, target: fx.Node) -> fx.Node:
     return call(aten.div.Tensor, total, counted)
 
 
-def _operator(node: fx.Node) -> OpOverload:
-    assert isinstance(node.target, OpOverload)
-    return node.target
-
-
 def _class_dim(logits: fx.Node) -> int:
     return 1 if logits.meta["val"].dim() > 1 else 0
 
@@ -257,9 +167,9 @@ def _is_plain_cross_entropy(node: fx.Node, signature: Signature, cut: Cut) -> bo
     if len(operands) != 2 or operands[1].meta["val"].is_floating_point():
         return False
     if cut.label not in signature.operands[0][_class_dim(operands[0])]:
-        is_mean = argument(_operator(node), "reduction", node.args, node.kwargs) == _MEAN
+        is_mean = argument(operator_of(node), "reduction", node.args, node.kwargs) == _MEAN
         return is_mean and signature.sizes[cut.label] // cut.blocks % cut.chunk == 0
-    is_smoothed = bool(argument(_operator(node), "label_smoothing", node.args, node.kwargs))
+    is_smoothed = bool(argument(operator_of(node), "label_smoothing", node.args, node.kwargs))
     if is_smoothed and signature.sizes[cut.label] % cut.chunk:  # what fills up the last part would count in the mean
         return False
     return cut.blocks == 1 and cut.order is None and cut.label in signature.operands[0][_class_dim(operands[0])]
@@ -272,6 +182,6 @@ _RULES: dict[object, _Rule] = {
     aten.mean.dim: _Rule(_mean),
     aten.mean.default: _Rule(_mean),
     aten.native_dropout.default: _Rule(_dropout),
-    aten.scaled_dot_product_attention.default: _Rule(_attention, _can_attend),
+    aten.scaled_dot_product_attention.default: _Rule(attention, can_attend),
     aten.cross_entropy_loss.default: _Rule(_cross_entropy, _is_plain_cross_entropy),
 }

@@ -20,7 +20,8 @@ from graphopt.ir.moves import ALL_TO_ALL, ENTER, FIRST, GATHER, LEAVE, PART, SCA
 from graphopt.passes.base import PassContext
 from graphopt.passes.build import Builder
 from graphopt.passes.split_dispatch import dispatched_ends
-from graphopt.passes.split_locally import Local, localize
+from graphopt.passes.split_local import Local
+from graphopt.passes.split_locally import localize
 
 
 def rewrite(

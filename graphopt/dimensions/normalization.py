@@ -61,6 +61,6 @@ def softmax(call: Call) -> Signature | None:
 RULES: Mapping[object, Rule] = {
     **dict.fromkeys((aten.layer_norm, aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm), layer_norm),
     **dict.fromkeys((aten.batch_norm, aten._native_batch_norm_legit_functional, aten.instance_norm), batch_norm),
-    **dict.fromkeys((aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax), softmax),
+    **dict.fromkeys((aten.softmax, aten._softmax, aten._safe_softmax, aten.log_softmax, aten._log_softmax), softmax),
     aten.group_norm: group_norm,
 }
