@@ -96,16 +96,28 @@ def _planted(kind: type[Pass]) -> type[Pass]:
     return Faulty
 
 
-@pytest.mark.parametrize("name", sorted(REGISTRY.keys() - {"split"}))
+OF_SPLIT_LAYERS = {"split", "chunk", "interleave"}
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY.keys() - OF_SPLIT_LAYERS))
 def test_a_fault_is_traced_to_the_pass_that_made_it(name: str) -> None:
     verdict = _verdict_of_a_fault(_Blocks(), {"x": torch.randn(24, 8)}, PLAN, name)
     assert verdict.node is not None or name in ("canonicalize",)
 
 
-@pytest.mark.parametrize("axis", ["tp", "cp", "sp"])
-def test_a_fault_is_traced_to_the_split(axis: str) -> None:
-    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8))
-    verdict = _verdict_of_a_fault(model, {"input": torch.randn(2, 4, 8)}, f"dp=2,{axis}=2,zero=3", "split")
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    [
+        ("split", "tp=2"),
+        ("split", "cp=2"),
+        ("split", "sp=2"),
+        ("chunk", "tp=2,tensor.chunks=2"),
+        ("interleave", "tp=2,tensor.chunks=2"),
+    ],
+)
+def test_a_fault_is_traced_to_the_pass_that_splits_layers(name: str, plan: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 8))
+    verdict = _verdict_of_a_fault(model, {"input": torch.randn(4, 4, 8)}, f"dp=2,zero=3,{plan}", name)
     assert verdict.node is not None
 
 

@@ -83,7 +83,7 @@ ERRORS = [
     (29, ",column=layers.0.gate", "layers.0.gate cannot be split by column over 29 ranks"),
     (41, "", "nothing can be split over the 41 ranks of tp: along weights, .*choose tp=1"),
     (41, ",along=sequence", "nothing can be split over the 41 ranks of tp: along sequence"),
-    (2, ",along=sequences", "along=sequences is not one of weights, sequence, heads; .*sequence"),
+    (2, ",along=sequences", "along=sequences is not one of weights, sequence, heads, experts; .*sequence"),
     (2, ",columns=head", "columns"),
 ]
 
