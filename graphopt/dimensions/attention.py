@@ -16,7 +16,7 @@ def attention(call: Call) -> Signature | None:
 
     With fewer heads of keys than of queries `h` is ``(g r)`` of queries and `g` of keys. A causal mask depends on where
     a query is, so parts along `s` need one of their own, and ranks that have balanced ones have such parts of keys too;
-    dropout draws for the whole, the same on all ranks.
+    dropout draws for the whole.
     """
     query, key, value = (call.shape(name) for name in ("query", "key", "value"))
     assert query is not None and key is not None and value is not None
@@ -35,7 +35,8 @@ def attention(call: Call) -> Signature | None:
     results = [named(shape, "s", "e") for shape in call.results]
     labels.whole.update({"t", "d"} & labels.sizes.keys())
     localized = labels.sizes if call["dropout_p"] else {"s"} if call["is_causal"] else ()
-    found = labels.signature(operands, results, localized=localized, linear=[call.operand("value")])
+    linear = [] if call["dropout_p"] else [call.operand("value")]
+    found = labels.signature(operands, results, localized=localized, linear=linear)
     is_own = call["is_causal"] and {"s", "t"} <= labels.sizes.keys() and same_size(labels.sizes["s"], labels.sizes["t"])
     return replace(found, matched={"s": "t"}) if found is not None and is_own else found
 
