@@ -15,7 +15,7 @@ OTHER_PAIRS = [
     "sp=2",
     "tp=2,tensor.sequence=true",
     "tp=2,tensor.sequence=true,tensor.chunks=2",
-    "tp=2,remat=full",
+    "tp=2,remat=selective",
     "tp=2,offload=host,offload.least_bytes=0",
 ]
 FOURS = ["dp=2,tp=2,zero=3,zero.whole_below=64", "tp=4"]
