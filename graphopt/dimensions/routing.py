@@ -39,7 +39,8 @@ _CASTS = (aten._to_copy, aten.clone, aten.alias)
 class Routing:
     """What is sorted by the ids that one call sorts.
 
-    times: of each value that is places, how many sorted rows a row of what it points at has; of the others 1.
+    places: of each value that is places, how many sorted rows a row of what it points at has. back: those of them that
+    lead from where rows stood to where they stand now. calls: that have strategies of their own.
     """
 
     sort: fx.Node
@@ -209,8 +210,7 @@ def _dispatched(product: fx.Node, forms: _Forms, ranks: int, room: float) -> Str
     most = math.ceil(forms.part.blocks * forms.part.chunk * room)
     rows = Part(0, 1, most, forms.order(Standing.DISPATCHED))
     ends = Part(0, 1, groups, forms.order(Standing.DISPATCHED_ENDS))
-    cut = Cut("rows", forms.part.blocks, forms.part.chunk)
-    return Strategy(cut, (rows, Part(0, 1, groups), ends), (rows,))
+    return forms.strategy([rows, Part(0, 1, groups), ends], [rows])
 
 
 def _is(node: fx.Node, *targets: object) -> bool:

@@ -9,6 +9,7 @@ Each is the other's adjoint. The groups lie over the axis in equal runs, the las
 programs; step programs launch ROWS_OUT and ROWS_BACK and wait for them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,28 +27,25 @@ ROWS_OUT = torch.ops.graphopt.rows_out.default
 ROWS_BACK = torch.ops.graphopt.rows_back.default
 
 
-class _Dispatch(torch.autograd.Function):
+class _Moved(torch.autograd.Function):
+    """By one of the two, and gradients by the other."""
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, ends: torch.Tensor, rows: Size, ranks: int, axis: str) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, ends: torch.Tensor, rows: Size, ranks: int, axis: str, there: Any, back: Any
+    ) -> torch.Tensor:
         ctx.save_for_backward(ends)
-        ctx.back = (x.shape[0], ranks, axis)
-        return _moved(ROWS_OUT, x, ends, rows, ranks, axis)
+        ctx.back = (back, x.shape[0], ranks, axis)
+        return _moved(there, x, ends, rows, ranks, axis)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        return _moved(ROWS_BACK, gradient, *ctx.saved_tensors, *ctx.back), None, None, None, None
+        back, *sizes = ctx.back
+        return _moved(back, gradient, *ctx.saved_tensors, *sizes), *[None] * 6
 
 
-class _Combine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, ends: torch.Tensor, rows: Size, ranks: int, axis: str) -> torch.Tensor:
-        ctx.save_for_backward(ends)
-        ctx.back = (x.shape[0], ranks, axis)
-        return _moved(ROWS_BACK, x, ends, rows, ranks, axis)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        return _moved(ROWS_OUT, gradient, *ctx.saved_tensors, *ctx.back), None, None, None, None
+def _move(there: Any, back: Any) -> Callable[..., torch.Tensor]:
+    return lambda *given: _Moved.apply(*given, there, back)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _moved(launch: Any, x: torch.Tensor, ends: torch.Tensor, rows: Size, ranks: int, axis: str) -> torch.Tensor:
@@ -59,7 +57,7 @@ def _of_rows(x: torch.Tensor, ends: torch.Tensor, rows: Size, ranks: int, axis: 
     return x.new_empty((rows, *x.shape[1:]))
 
 
-_library.impl("dispatch", _Dispatch.apply, "Autograd")
-_library.impl("combine", _Combine.apply, "Autograd")
+for _name, _there, _back in (("dispatch", ROWS_OUT, ROWS_BACK), ("combine", ROWS_BACK, ROWS_OUT)):
+    _library.impl(_name, _move(_there, _back), "Autograd")
 for _name in ("dispatch", "combine", "rows_out", "rows_back"):
     torch.library.register_fake(f"graphopt::{_name}", _of_rows, lib=_library)

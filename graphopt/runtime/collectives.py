@@ -12,7 +12,7 @@ import torch.distributed as dist
 from graphopt.runtime.alarm import Alarm
 from graphopt.runtime.packing import concatenated, split_into
 from graphopt.runtime.pending import Finish, Pending
-from graphopt.runtime.routes import Routes, require_room
+from graphopt.runtime.routes import Routes
 from graphopt.runtime.shared_memory import SharedMemoryTransport, connect
 from graphopt.runtime.transport import GroupTransport, Transport
 
@@ -79,8 +79,8 @@ class Collectives:
         group, then zeros. Raises GraphoptError, on all ranks alike, if one is sent more than `rows`.
         """
         transport = self._transports[axis]
-        require_room(ends, transport.ranks, rows, axis)
         routes = Routes.of(ends, transport.ranks, self.rank(axis))
+        routes.require_room(rows, axis)
         return Pending(transport.exchange_rows(tensor, routes.out, routes.kept, rows))
 
     def combine(self, tensor: torch.Tensor, ends: torch.Tensor, rows: int, axis: str) -> Pending:

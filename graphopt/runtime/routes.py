@@ -22,11 +22,12 @@ class Run(NamedTuple):
 class Routes:
     """Of one rank. out: its rows, by group, and where the ranks that have their groups keep them. kept: what it keeps.
 
-    Both are in order of the other ranks, then of groups.
+    Both are in order of the other ranks, then of groups. most: how many rows the rank keeps that is sent most.
     """
 
     out: list[Run]
     kept: list[Run]
+    most: int
 
     @classmethod
     def of(cls, ends: torch.Tensor, ranks: int, rank: int) -> "Routes":
@@ -46,26 +47,17 @@ class Routes:
             for other in range(ranks)
             for group in own
         ]
-        return cls([run for run in out if run.rows], [run for run in kept if run.rows])
+        of_groups = [sum(column) for column in zip(*counts, strict=True)]
+        most = max(sum(of_groups[first : first + share]) for first in range(0, groups, share))
+        return cls([run for run in out if run.rows], [run for run in kept if run.rows], most)
 
-
-def most_rows(ends: torch.Tensor, ranks: int) -> int:
-    """How many rows the rank keeps that is sent most."""
-    counts = _counts(ends.view(ranks, -1).tolist())
-    share = -(-len(counts[0]) // ranks)
-    of_groups = [sum(column) for column in zip(*counts, strict=True)]
-    per_rank: list[int] = [sum(of_groups[first : first + share]) for first in range(0, len(of_groups), share)]
-    return max(per_rank)
-
-
-def require_room(ends: torch.Tensor, ranks: int, rows: int, axis: str) -> None:
-    """Raises GraphoptError, on all ranks alike, if one is sent more rows than it has room for."""
-    needed = most_rows(ends, ranks)
-    if needed > rows:
-        raise GraphoptError(
-            f"a rank of {axis} is sent {needed} rows for its experts and has room for {rows}: routing is too uneven "
-            "for dispatch.capacity; raise it, or leave it out to have room for all rows"
-        )
+    def require_room(self, rows: int, axis: str) -> None:
+        """Raises GraphoptError, on all ranks alike, if one is sent more rows than it has room for."""
+        if self.most > rows:
+            raise GraphoptError(
+                f"a rank of {axis} is sent {self.most} rows for its experts and has room for {rows}: routing is too "
+                "uneven for dispatch.capacity; raise it, or leave it out to have room for all rows"
+            )
 
 
 def rows_by_rank(runs: Sequence[Run], ranks: int) -> list[int]:

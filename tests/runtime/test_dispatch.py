@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from graphopt.errors import GraphoptError
 from graphopt.inspect.exchanges import Exchanges
 from graphopt.runtime.collectives import Collectives
-from graphopt.runtime.routes import Routes, Run, most_rows, placed_rows
+from graphopt.runtime.routes import Routes, Run, placed_rows
 from tests.support.ranks import Ranks
 
 Counts = list[list[int]]  # of each rank, of each group
@@ -39,10 +39,10 @@ def test_routes_lead_where_the_groups_are_and_back(counts: Counts, spare: int) -
     share = -(-groups // ranks)
     rows = max(map(sum, counts)) + spare
     ends = _ends(counts)
-    room = most_rows(ends, ranks) + spare
     generator = torch.Generator().manual_seed(rows)
     own = [torch.randn(rows, 2, generator=generator) for _ in range(ranks)]
     routes = [Routes.of(ends, ranks, rank) for rank in range(ranks)]
+    room = routes[0].most + spare
     kept = [_placed(routes[rank].kept, own, room) for rank in range(ranks)]
     for rank in range(ranks):
         starts = [[0, *torch.tensor(each).cumsum(0).tolist()] for each in counts]
