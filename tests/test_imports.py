@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"plan", "plan_checks", "plan_sections", "plan_text", "sizes", "nearest", "errors", "artifacts", "versions"}
     | {"_torch", "cuda_ext"},
-    {"ir"},
+    {"ir", "schedules"},
     {"dimensions"},
     {"runtime", "optim", "experts"},
     {"offload", "cost", "capture", "triton_kernels", "verify"},
@@ -26,6 +26,7 @@ FLOORS = [
 FORBIDDEN = {
     "passes": {"runtime", "emit", "capture", "plan"},
     "ir": {"runtime", "plan"},
+    "schedules": {"ir", "plan"},
     "cost": {"runtime", "plan"},
     "verify": {"runtime", "plan", "capture"},
 }
