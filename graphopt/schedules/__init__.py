@@ -1,10 +1,13 @@
 """Pipeline schedules as data: the published ones, others by search, when each action runs, what ranks exchange."""
 
 from graphopt.schedules.actions import Action, Schedule, Work, check
+from graphopt.schedules.bounds import live_bound, peak_live
 from graphopt.schedules.exchange import Compute, Receive, Send, Step, steps
+from graphopt.schedules.published import NAMES, published
 from graphopt.schedules.timeline import StageTimes, Timeline, simulate
 
 __all__ = [
+    "NAMES",
     "Action",
     "Compute",
     "Receive",
@@ -15,6 +18,9 @@ __all__ = [
     "Timeline",
     "Work",
     "check",
+    "live_bound",
+    "peak_live",
+    "published",
     "simulate",
     "steps",
 ]

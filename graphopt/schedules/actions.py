@@ -82,8 +82,8 @@ class Schedule:
     def from_text(cls, text: str, name: str = "given") -> Self:
         """The schedule of lines as `to_text` writes them.
 
-        Empty cells are skipped; a pair that torch overlaps is taken in its order. Raises PlanError for what is no action,
-        and for what `check` finds.
+        Empty cells are skipped; of a pair that torch overlaps, the first comes first. Raises PlanError for what is no
+        action, and for what `check` finds.
         """
         lines = [line for line in _OVERLAPPED.sub(r"\1", text).replace(";", ",").splitlines() if line.strip()]
         rows = tuple(tuple(Action.parse(cell.strip()) for cell in line.split(",") if cell.strip()) for line in lines)
