@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from graphopt._torch import default_store
-from graphopt.errors import OffloadError
+from graphopt.errors import GraphoptError, OffloadError, RankLostError
 
 Look = Callable[[], None]
 
@@ -16,8 +16,11 @@ LOOK_SECONDS = 1.0
 _STAY_SECONDS = 10.0
 
 
+_QUOTED = {error.__name__: error for error in (OffloadError, RankLostError)}
+
+
 class Alarm:
-    """The ranks of a model wait for each other in every step: one whose copies fail says so before it stops.
+    """The ranks of a model wait for each other in every step: one that fails says so before it stops.
 
     Nothing is sent while all goes well. Who has waited for a while, or whose wait has failed, looks into the store in
     which the ranks met. Once the alarm was given the ranks are out of step, so none of them runs the model again.
@@ -37,14 +40,17 @@ class Alarm:
         return cls(default_store(), dist.get_rank(), dist.get_world_size())
 
     def look(self) -> None:
-        """Raises OffloadError, which quotes the rank that has given the alarm, if one has."""
+        """Raises an error that quotes the rank that has given the alarm, if one has.
+
+        OffloadError, if that was what came there; RankLostError for all else.
+        """
         with contextlib.suppress(dist.DistError):  # the store has ended with its rank, whose output says why
             self._hear()
         self._raise_again()
 
     @contextlib.contextmanager
-    def watching(self, moment: str) -> Iterator[None]:
-        """An OffloadError that comes inside gives the alarm. moment: what is done there, for messages.
+    def watching(self, moment: str, errors: type[Exception] = OffloadError) -> Iterator[None]:
+        """One of `errors` that comes inside gives the alarm. moment: what is done there, for messages.
 
         Raises that error with the moment, or one that quotes another rank's: also where the wait for that rank has
         failed, and at once if the alarm was given before.
@@ -52,20 +58,29 @@ class Alarm:
         self._raise_again()
         try:
             yield
-        except OffloadError as error:
+        except Exception as error:
             if self._said is not None:  # another rank's, that a wait came upon
                 raise
-            said = f"{moment}: {error}"
-            with contextlib.suppress(dist.DistError):  # the others have ended already
-                self._give(f"rank {self._rank}: {said}")
-            raise OffloadError(said) from error
-        except Exception:
-            self.look()
+            if isinstance(error, RankLostError) or not isinstance(error, errors):
+                self.look()
+            if isinstance(error, errors):
+                self._tell(error, moment)
+            if isinstance(error, OffloadError):
+                raise OffloadError(f"{moment}: {error}") from error
+            if isinstance(error, errors):
+                error.add_note(f"in {moment}")
             raise
+
+    def _tell(self, error: Exception, moment: str) -> None:
+        kind = OffloadError if isinstance(error, OffloadError) else RankLostError
+        what = str(error) if isinstance(error, GraphoptError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(dist.DistError):  # the others have ended already
+            self._give(f"{kind.__name__}\nrank {self._rank}: {moment}: {what}")
 
     def _raise_again(self) -> None:
         if self._said is not None:
-            raise OffloadError(self._said)
+            kind, what = self._said.split("\n", 1)
+            raise _QUOTED[kind](what)
 
     def _hear(self) -> None:
         if self._store is not None and self._said is None and self._store.check([self._key]):

@@ -73,7 +73,7 @@ def _many(rank: int, world: int, seed: int) -> int:
             del finish
     for expected, finish in flights:
         assert torch.equal(finish()[0], expected)
-    return transport.channel.segments
+    return transport.channel.links.segments
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -139,7 +139,7 @@ def _one_leaves(rank: int, world: int) -> str:
     assert isinstance(transport, SharedMemoryTransport)
     transport.all_gather([torch.zeros(4)], [None])()
     if rank == 1:
-        transport.channel.close()
+        transport.channel.links.close()
         return "left"
     try:
         transport.all_gather([torch.zeros(4)], [None])()
