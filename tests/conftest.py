@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 import torch
 
+from tests.support import captures
 from tests.support.ranks import Ranks
 
 # A change is judged by the same examples each time; new ones are the nightly run's.
@@ -29,6 +30,12 @@ def ranks() -> Iterator[Callable[[int], Ranks]]:
     yield get
     for pool in pools.values():
         pool.close()
+
+
+@pytest.fixture(scope="module")
+def captured_once() -> Iterator[None]:
+    with captures.captured_once():
+        yield
 
 
 @pytest.fixture(autouse=True)

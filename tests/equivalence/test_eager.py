@@ -7,6 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import graphopt
 from graphopt import Plan, Zero
+from tests.support.captures import captured_once
 from tests.support.training import Trained, distance, same_bits, train
 from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO, Entry
 
@@ -52,10 +53,11 @@ def test_batch_norm_updates_its_buffers_as_eager_does() -> None:
 def _train_all_stages(rank: int, world: int, name: str, verify: bool) -> tuple[list[Trained], Trained]:
     entry = ZOO[name]
     results = []
-    for stage in range(4):
-        model, batch = _built(entry)
-        plan = Plan(mesh={"dp": world}, zero=Zero(stage, whole_below=64), verify=verify)
-        results.append(train(graphopt.compile(model, plan), entry.part(batch, rank, world)))
+    with captured_once():
+        for stage in range(4):
+            model, batch = _built(entry)
+            plan = Plan(mesh={"dp": world}, zero=Zero(stage, whole_below=64), verify=verify)
+            results.append(train(graphopt.compile(model, plan), entry.part(batch, rank, world)))
     model, batch = _built(entry)
     return results, train(model, batch)
 

@@ -26,7 +26,8 @@ class Ranks:
         self.world = world
         self._folder = tempfile.TemporaryDirectory(prefix="ranks")
         self._stacks = [Path(self._folder.name) / f"stacks{rank}" for rank in range(world)]
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.support.preloaded"])
         self._tasks = [context.Queue() for _ in range(world)]
         self._results = context.Queue()
         store = str(Path(self._folder.name) / "store")
