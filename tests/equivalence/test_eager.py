@@ -50,14 +50,14 @@ def test_batch_norm_updates_its_buffers_as_eager_does() -> None:
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
 
 
+@captured_once()
 def _train_all_stages(rank: int, world: int, name: str, verify: bool) -> tuple[list[Trained], Trained]:
     entry = ZOO[name]
     results = []
-    with captured_once():
-        for stage in range(4):
-            model, batch = _built(entry)
-            plan = Plan(mesh={"dp": world}, zero=Zero(stage, whole_below=64), verify=verify)
-            results.append(train(graphopt.compile(model, plan), entry.part(batch, rank, world)))
+    for stage in range(4):
+        model, batch = _built(entry)
+        plan = Plan(mesh={"dp": world}, zero=Zero(stage, whole_below=64), verify=verify)
+        results.append(train(graphopt.compile(model, plan), entry.part(batch, rank, world)))
     model, batch = _built(entry)
     return results, train(model, batch)
 

@@ -19,6 +19,8 @@ from graphopt.plan import Plan
 from tests.support.programs import Mlp
 from tests.support.zoo import ZOO
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 
 class Raises(Pass):
     """Fails half way through a rewrite."""

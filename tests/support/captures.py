@@ -11,6 +11,7 @@ from torch import nn
 
 from graphopt.capture.arguments import CallSpec
 from graphopt.capture.export import Capture, capture
+from graphopt.capture.surroundings import Surroundings
 from graphopt.ir.snapshot import copied
 
 
@@ -27,7 +28,8 @@ def captured_once() -> Iterator[None]:
     ) -> Capture:
         if not hasattr(model, "config") or options.get("dynamic") is not None:
             return capture(model, tensors, spec, names, **options)
-        key = (_described(model), tuple(map(_kind, tensors)), spec, *options.values(), torch.is_grad_enabled())
+        surroundings = Surroundings.now("cpu")
+        key = (_described(model), tuple(map(_kind, tensors)), spec, *options.values(), surroundings)
         if key not in known:
             known[key] = capture(model, tensors, spec, names, **options)
         found = known[key]
