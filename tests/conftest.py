@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 import torch
 
+import tests.support.preloaded  # noqa: F401
 from tests.support import captures
 from tests.support.ranks import Ranks
 
