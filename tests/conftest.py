@@ -33,8 +33,8 @@ def ranks() -> Iterator[Callable[[int], Ranks]]:
         pool.close()
 
 
-@pytest.fixture(scope="module")
-def captured_once() -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def _captured_once() -> Iterator[None]:
     with captures.captured_once():
         yield
 

@@ -22,8 +22,6 @@ from tests.ir.built import Hand
 from tests.support.programs import Mlp, lowered
 from tests.support.zoo import VOCABULARY, ZOO, Batch
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 SHARDED = "zero=3,zero.whole_below=0,zero.bucket_bytes=1MiB"
 
 

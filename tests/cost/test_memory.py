@@ -19,8 +19,6 @@ from tests.support.programs import Mlp, lowered
 from tests.support.segments import is_in_segment, mapped_segments
 from tests.support.zoo import CONVNET, ZOO
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 MATRIX = 16 * 16 * 4
 
 

@@ -18,8 +18,6 @@ from tests.ir.built import Hand, functional
 from tests.support.programs import lowered
 from tests.support.zoo import CONVNET, ROWS, ZOO, Entry, loss_of
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 aten = torch.ops.aten
 FLOAT = 4
 

@@ -17,8 +17,6 @@ from graphopt.passes.repeat import repeat_in_backward
 from tests.support.programs import lowered
 from tests.support.zoo import WITH_DROPOUT, ZOO
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 MODELS = {**{name: ZOO[name] for name in ("llama", "mixtral", "odd")}, "gpt2 with dropout": WITH_DROPOUT["gpt2"]}
 STEP = "passes=canonicalize,differentiate"
 

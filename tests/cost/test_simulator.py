@@ -19,8 +19,6 @@ from graphopt.ir.collectives import collectives_of
 from tests.ir.built import Hand, functional
 from tests.support.programs import lowered
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 aten = torch.ops.aten
 GATHER = functional.all_gather_into_tensor_coalesced.default
 MESH = {"dp": 2, "tp": 4}

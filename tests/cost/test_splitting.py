@@ -16,8 +16,6 @@ from tests.support.split import split_program
 from tests.support.split_models import ATTENTION, MLPS, Blocks, Convolutions, images, tokens
 from tests.support.zoo import ZOO
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 Tables = Sequence[Table[Hashable]]
 _MICROSECONDS = 1e6
 

@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 
 import graphopt
 from graphopt import Plan, Zero
-from tests.support.captures import captured_once
 from tests.support.training import mean, whole
 from tests.support.zoo import ZOO
 
@@ -58,7 +57,6 @@ def test_a_checkpoint_of_two_ranks_loads_on_other_numbers(ranks, tmp_path: Path,
     assert [name for name, value in saved.items() if not torch.equal(value, loaded[name])] == []
 
 
-@captured_once()
 def _state_dicts(rank: int, world: int) -> list[float]:
     losses = []
     for stage in range(4):

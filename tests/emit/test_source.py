@@ -18,8 +18,6 @@ from tests.support.programs import Mlp, lowered
 from tests.support.training import same_bits, train
 from tests.support.zoo import ZOO
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 
 def test_the_source_is_a_module_of_two_functions() -> None:
     compilation, _ = lowered("zero=3")

@@ -26,8 +26,6 @@ from tests.support.moved import attention_program, forward, step
 from tests.support.programs import Mlp, lowered
 from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO, Entry, loss_of
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 ENTRIES: dict[str, Entry] = {**ZOO, **{f"{k} with dropout": v for k, v in WITH_DROPOUT.items()}, "convnet": CONVNET}
 Lines = dict[tuple[int, str], str]
 

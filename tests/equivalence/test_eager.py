@@ -7,7 +7,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import graphopt
 from graphopt import Plan, Zero
-from tests.support.captures import captured_once
 from tests.support.training import Trained, distance, same_bits, train
 from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO, Entry
 
@@ -56,7 +55,6 @@ def test_batch_norm_updates_its_buffers_as_eager_does() -> None:
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
 
 
-@captured_once()
 def _train_all_stages(rank: int, world: int, name: str, verify: bool) -> tuple[list[Trained], Trained]:
     entry = ZOO[name]
     results = []

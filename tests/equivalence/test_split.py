@@ -6,7 +6,6 @@ import torch
 import graphopt
 from graphopt import Plan
 from tests.support.architectures import ARCHITECTURES
-from tests.support.captures import captured_once
 from tests.support.training import Trained, distance, train
 from tests.support.zoo import ZOO
 
@@ -43,7 +42,6 @@ def _possible(name: str, plans: list[str]) -> list[str]:
     return [plan for plan in plans if "remat=full" not in plan or name not in WITHOUT_REPEATED_LAYERS]
 
 
-@captured_once()
 def _train(rank: int, world: int, name: str, plans: list[str]) -> tuple[list[Trained], Trained]:
     entry = (ZOO | ARCHITECTURES)[name]
     results = []

@@ -17,8 +17,6 @@ from graphopt.plan import Plan
 from tests.ir.built import Hand, functional
 from tests.support.zoo import ZOO
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 aten = torch.ops.aten
 PLANS = ["zero=0", "zero=1", "zero=3,zero.whole_below=0", "zero=3,precision=bf16"]
 SPLIT = [

@@ -17,8 +17,6 @@ from tests.ir.built import Hand, functional, real_inputs, run, storage_bytes
 from tests.support.programs import lowered
 from tests.support.zoo import CONVNET, ZOO
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 aten = torch.ops.aten
 
 

@@ -28,8 +28,6 @@ from graphopt.verify.value_numbers import ValueNumbers
 from tests.ir.built import Hand
 from tests.support.zoo import CONVNET, ZOO
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 MODELS = {**ZOO, "convnet": CONVNET}
 PLANS = ["zero=0", "zero=1,precision=bf16,dynamic=batch", "zero=3,zero.whole_below=0,dynamic=batch,sequence"]
 

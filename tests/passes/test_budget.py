@@ -23,8 +23,6 @@ from graphopt.report import Report
 from tests.support.programs import lowered
 from tests.support.zoo import WITH_DROPOUT, ZOO, Entry
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 PLANS = ["dp=1", "dp=2,zero=3,zero.whole_below=0"]
 
 

@@ -26,8 +26,6 @@ from graphopt.passes.overlap import OverlapOptions
 from tests.support.training import STEPS, differences
 from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO, Entry
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 MODELS: dict[str, Entry] = {
     **{name: ZOO[name] for name in ("llama", "t5", "mixtral", "odd")},
     "gpt2 with dropout": WITH_DROPOUT["gpt2"],

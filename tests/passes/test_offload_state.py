@@ -18,8 +18,6 @@ from tests.support.segments import is_in_file
 from tests.support.training import differences
 from tests.support.zoo import WITH_DROPOUT, ZOO, Entry
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 MODELS: dict[str, Entry] = {**{name: ZOO[name] for name in ("llama", "t5", "odd")}, "gpt2": WITH_DROPOUT["gpt2"]}
 STATE = "offload=disk,offload.least_bytes=0,offload.state=true"
 

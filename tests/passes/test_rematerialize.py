@@ -13,8 +13,6 @@ from graphopt.ir import Effect, Phase, Program, effect_of, facts_of
 from tests.support.inspected import inspected
 from tests.support.zoo import WITH_DROPOUT, ZOO, Entry
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 MODELS = {**{name: ZOO[name] for name in ("llama", "t5", "vit", "mixtral")}, "gpt2 with dropout": WITH_DROPOUT["gpt2"]}
 POLICIES = ("full", "selective")
 

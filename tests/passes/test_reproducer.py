@@ -19,8 +19,6 @@ from graphopt.plan import Plan
 from tests.support.programs import Mlp
 from tests.support.zoo import ZOO
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 
 class Raises(Pass):
     """Fails half way through a rewrite."""

@@ -13,8 +13,6 @@ from tests.support.split import eager_step, split_program
 from tests.support.split_models import ATTENTION, MLPS, WIDTH, Batch, Blocks, tokens
 from tests.support.zoo import ZOO
 
-pytestmark = pytest.mark.usefixtures("captured_once")
-
 BOUND = 2e-6
 
 

@@ -6,7 +6,6 @@ from torch.distributed.tensor import DTensor
 
 import graphopt
 from graphopt import Plan, RankMismatchError
-from tests.support.captures import captured_once
 from tests.support.training import train
 from tests.support.zoo import ZOO
 
@@ -20,7 +19,6 @@ PLANS = [
 ]
 
 
-@captured_once()
 def _trained(rank: int, world: int) -> list[int]:
     """How many parameters were held alike over some axis, of which the check has found none to differ."""
     found = []

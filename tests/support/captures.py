@@ -14,22 +14,25 @@ from graphopt.capture.export import Capture, capture
 from graphopt.capture.surroundings import Surroundings
 from graphopt.ir.snapshot import copied
 
+_PLAIN = (bool, int, float, str, torch.dtype, type(None))
+
 
 @contextlib.contextmanager
 def captured_once() -> Iterator[None]:
     """Within it, who compiles a call of a model of Transformers that was captured already gets a copy of that.
 
-    Not for tests that change what a model's config and tensors do not tell, or that look at capture itself.
+    Models are alike whose classes, plain attributes, configs and kinds of tensors are. What is symbolic is captured
+    anew, as compiling binds symbols; so are all other models, whose forward may depend on anything.
     """
     known: dict[Hashable, Capture] = {}
 
     def shared(
         model: nn.Module, tensors: list[torch.Tensor], spec: CallSpec, names: list[str], **options: Any
     ) -> Capture:
-        if not hasattr(model, "config") or options.get("dynamic") is not None:
+        if not hasattr(model, "config") or "forward" in vars(model) or options["dynamic"] is not None:
             return capture(model, tensors, spec, names, **options)
-        surroundings = Surroundings.now("cpu")
-        key = (_described(model), tuple(map(_kind, tensors)), spec, *options.values(), surroundings)
+        call = (tuple(map(_kind, tensors)), spec, tuple(names), *options.values(), Surroundings.now("cpu"))
+        key = (_described(model), call)
         if key not in known:
             known[key] = capture(model, tensors, spec, names, **options)
         found = known[key]
@@ -41,14 +44,18 @@ def captured_once() -> Iterator[None]:
 
 def _described(model: nn.Module) -> Hashable:
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    places = {id(tensor): index for index, (_, tensor) in reversed([*enumerate(tensors)])}  # which are tied
-    return (
-        repr(model),
-        repr(model.config),
-        model.config._attn_implementation,
-        tuple(module.training for module in model.modules()),
-        tuple((name, _kind(tensor), places[id(tensor)]) for name, tensor in tensors),
-    )
+    places = {id(tensor): index for index, (_, tensor) in enumerate(tensors)}  # the same for tied ones
+    modules = tuple((type(module), _attributes(module), _config(module)) for module in model.modules())
+    return modules, tuple((name, _kind(tensor), places[id(tensor)]) for name, tensor in tensors)
+
+
+def _config(module: nn.Module) -> Hashable:
+    config = getattr(module, "config", None)
+    return None if config is None else (repr(config), _attributes(config))
+
+
+def _attributes(owner: object) -> Hashable:
+    return tuple((name, value) for name, value in vars(owner).items() if isinstance(value, _PLAIN))
 
 
 def _kind(tensor: torch.Tensor) -> Hashable:

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from tests.support.captures import captured_once
+
 
 class RankFailed(AssertionError):
     """A function raised on some rank, or did not come back in time."""
@@ -95,11 +97,12 @@ def _serve(rank: int, world: int, store: str, stacks: str, tasks: Any, results: 
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-        while (task := tasks.get()) is not None:
-            function, args = task
-            try:
-                torch.manual_seed(0)
-                results.put((rank, True, function(rank, world, *args)))
-            except BaseException:
-                results.put((rank, False, traceback.format_exc()))
+        with captured_once():
+            while (task := tasks.get()) is not None:
+                function, args = task
+                try:
+                    torch.manual_seed(0)
+                    results.put((rank, True, function(rank, world, *args)))
+                except BaseException:
+                    results.put((rank, False, traceback.format_exc()))
         dist.destroy_process_group()

@@ -10,7 +10,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 import graphopt
-from tests.support.captures import captured_once
 from tests.support.zoo import Entry, loss_of
 
 # Adam divides each gradient by its own size, so a parameter whose true gradient is zero (the bias of attention's keys)
@@ -72,7 +71,6 @@ def same_bits(found: Trained, wanted: Trained) -> list[str]:
     return names + (["losses"] if found.losses != wanted.losses else [])
 
 
-@captured_once()
 def differences(entry: Entry, plans: Sequence[str], rank: int, world: int) -> list[list[str]]:
     """Names of what differs in any bit, in training under each plan but the first, from training under that."""
     runs = []
