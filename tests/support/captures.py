@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Hashable, Iterator
 from typing import Any
 from unittest import mock
@@ -55,7 +56,9 @@ def _config(module: nn.Module) -> Hashable:
 
 
 def _attributes(owner: object) -> Hashable:
-    return tuple((name, value) for name, value in vars(owner).items() if isinstance(value, _PLAIN))
+    plain = [(name, value) for name, value in vars(owner).items() if isinstance(value, _PLAIN)]
+    bound = [(name, repr(value)) for name, value in vars(owner).items() if isinstance(value, functools.partial)]
+    return (*plain, *bound)  # the latter say how layers are checkpointed
 
 
 def _kind(tensor: torch.Tensor) -> Hashable:
