@@ -1,5 +1,6 @@
 """`graphopt.compile`: capture -> passes -> lower -> install."""
 
+import dataclasses
 import functools
 import tempfile
 import time
@@ -30,6 +31,7 @@ from graphopt.engine import Engine, Specialization
 from graphopt.errors import GraphoptError, PassError, PlanError
 from graphopt.ir import Level, OutputKind, ParameterLayout, Program
 from graphopt.ir.collectives import collective_calls
+from graphopt.ir.snapshot import Snapshot
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.pipeline import Observer, PassRecord, Pipeline
@@ -241,10 +243,11 @@ def _zero_text(plan: Plan) -> str:
 class Compilation:
     """One call of a model, compiled: the program, its halves and the report; nothing of it needs a process group.
 
-    layouts: how the program takes parameters to lie over the ranks.
+    before: the program as it was captured. layouts: how the program takes parameters to lie over the ranks.
     """
 
     captured: Capture
+    before: Snapshot
     halves: Halves
     seeded: tuple[bool, ...]
     layouts: Layouts
@@ -281,6 +284,7 @@ def lower(
     layouts.update(choose_layouts(model, plan))
     captured = _capture(model, args, kwargs, plan)
     program = captured.program
+    before = Snapshot(program)
     if observer is not None:
         observer(PassRecord.of_capture(program, time.perf_counter() - started), program)
     if seeded is None:
@@ -321,7 +325,7 @@ def lower(
         source_path=emitted.path,
         notes=emitted.notes,
     )
-    return Compilation(captured, halves, seeded, layouts, shared_axes, report, emitted.functions)
+    return Compilation(captured, before, halves, seeded, layouts, shared_axes, report, emitted.functions)
 
 
 def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan) -> Capture:
@@ -388,15 +392,10 @@ def _reached(program: Program, seeded: tuple[bool, ...]) -> tuple[tuple[bool, ..
 
 
 def _unreduced(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    plan: Plan,
-    compilation: Compilation,
-    registry: Mapping[str, type[Pass]],
+    model: nn.Module, plan: Plan, compilation: Compilation, registry: Mapping[str, type[Pass]]
 ) -> EmittedFunction:
     """The backward half of a compilation without its reductions; it reads the same saved values."""
-    captured = _capture(model, args, kwargs, plan)
+    captured = dataclasses.replace(compilation.captured, program=compilation.before.restored())
     program = captured.program
     layouts, shared_axes = choose_layouts(model, plan), compilation.shared_axes
     seeded, decided = compilation.seeded, compilation.layouts
@@ -455,7 +454,7 @@ def _specialize(
 
     def unreduced() -> EmittedFunction:
         with surroundings.restored():
-            return _unreduced(model, args, kwargs, plan, compilation, registry)
+            return _unreduced(model, plan, compilation, registry)
 
     executable = Executable(
         halves=compilation.halves,
