@@ -10,9 +10,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from graphopt._torch import compiled_call
+from graphopt.capture.call import Loss, StepCall
 from graphopt.capture.guards import AttributeGuard, CallKey, ModelState
 from graphopt.capture.structure import Template
 from graphopt.emit.stage import Microbatch, StageProgram, StageRun
+from graphopt.engine import Engine, call_uncompiled
 from graphopt.errors import GraphoptError, RankMismatchError
 from graphopt.ir import ParameterLayout
 from graphopt.microbatches import Part, joined, microbatches
@@ -27,7 +30,6 @@ from graphopt.runtime.reduction import reduce_gradients
 from graphopt.runtime.state import Runtime
 from graphopt.runtime.tied import sum_over_stages
 from graphopt.schedules import Schedule, forwards, steps
-from graphopt.step import Loss, StepCall
 
 
 @dataclass
@@ -109,6 +111,8 @@ class PipelinedEngine:
         self._known: dict[tuple[CallKey, tuple[torch.Size, ...]], Specialization] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            return call_uncompiled(self.model, *args, **kwargs)
         raise GraphoptError(
             f"this {type(self.model).__name__} is cut into {self.schedule.stages} stages, so no rank can call all of "
             "it; say model.train_step(batch) or model.eval_step(batch)"
@@ -232,6 +236,14 @@ class PipelinedEngine:
         if everywhere:
             dist.broadcast(whole, dist.get_global_rank(self._group, owner), self._group)
         return whole
+
+
+def engine_of(model: nn.Module) -> Engine | PipelinedEngine:
+    """The engine of a compiled model. Raises GraphoptError for any other."""
+    engine = compiled_call(model)
+    if not isinstance(engine, (Engine, PipelinedEngine)):
+        raise GraphoptError(f"this {type(model).__name__} is not compiled; call graphopt.compile(model, plan) first")
+    return engine
 
 
 def _world() -> dist.ProcessGroup:

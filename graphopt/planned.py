@@ -65,8 +65,8 @@ def planned_pipeline(
 
     Raises PassError if they cannot run, or do not lead to the step it asks for.
     """
-    pipeline = Pipeline.parse(pipeline_text(plan, likely), registry)
-    pipeline = Pipeline([_left(step, stage) for step in pipeline.passes])
+    parsed = Pipeline.parse(pipeline_text(plan, likely), registry)
+    pipeline = Pipeline([_told(step, stage) for step in parsed.passes])
     if pipeline.check(Level.FORWARD) is not Level.STEP:
         raise PassError(f"the pipeline {str(pipeline)!r} leaves a program without gradients; add differentiate to it")
     names = {step.name for step in pipeline.passes}
@@ -85,9 +85,9 @@ def planned_pipeline(
     return pipeline
 
 
-def _left(step: Pass, stage: int) -> Pass:
-    """A pass, told which stage to leave, if it cuts."""
-    return type(step)(dataclasses.replace(step.options, stage=stage)) if isinstance(step, Cut) else step
+def _told(step: Pass, stage: int) -> Pass:
+    """A pass; if it is the one that cuts, told which stage to leave."""
+    return Cut(dataclasses.replace(step.options, stage=stage)) if isinstance(step, Cut) else step
 
 
 def _cut_text(plan: Plan) -> str:
@@ -95,8 +95,8 @@ def _cut_text(plan: Plan) -> str:
     options = [f"stages={schedule.stages}"]
     options += [f"at={'|'.join(asked.cuts)}"] if asked.cuts else []
     if asked.memory is not None:
-        stages_per_rank = schedule.stages // schedule.ranks
-        options += [f"live={'|'.join(map(str, live_counts(schedule)))}", f"memory_bytes={asked.memory // stages_per_rank}"]
+        on_a_rank = schedule.stages // schedule.ranks
+        options += [f"live={'|'.join(map(str, live_counts(schedule)))}", f"memory_bytes={asked.memory // on_a_rank}"]
     options += [f"send_bytes={asked.send}"] if asked.send is not None else []
     return f"cut{{{','.join(options)}}}"
 

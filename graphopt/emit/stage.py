@@ -13,7 +13,13 @@ from graphopt.runtime.reduction import UnreducedGradients
 from graphopt.runtime.state import Runtime
 
 FORWARD, BACKWARD, INPUT_GRADIENTS, WEIGHT_GRADIENTS = "forward", "backward", "input_gradients", "weight_gradients"
-_OF_THE_MODEL = (InputKind.PARAMETER, InputKind.SHARD, InputKind.BUFFER)
+# The parts that may run behind each, on the same microbatch.
+_BEHIND = {
+    FORWARD: (BACKWARD, INPUT_GRADIENTS, WEIGHT_GRADIENTS),
+    BACKWARD: (),
+    INPUT_GRADIENTS: (WEIGHT_GRADIENTS,),
+    WEIGHT_GRADIENTS: (),
+}
 _Key = tuple[InputKind, str]
 
 
@@ -133,10 +139,10 @@ class StageRun:
     def _run(self, part: str, microbatch: int) -> dict[OutputKind, dict[str, torch.Tensor]]:
         """The results of a part by kind and name; what no later part reads of a microbatch is let go."""
         program, kept = self._programs[microbatch], self._kept[microbatch]
-        names = list(program.parts)
-        later = {(r.kind, r.name) for name in names[names.index(part) + 1 :] for r in program.parts[name].inputs}
-        values = [self._value(program, microbatch, role, keep=(role.kind, role.name) in later) for role in
-                  program.parts[part].inputs]  # fmt: skip
+        behind = [program.parts[name] for name in _BEHIND[part] if name in program.parts]
+        later = {(role.kind, role.name) for each in behind for role in each.inputs}
+        inputs = program.parts[part].inputs
+        values = [self._value(program, microbatch, role, keep=(role.kind, role.name) in later) for role in inputs]
         for key in [key for key in kept if key not in later]:
             del kept[key]
         generator = rank_generator(program.rank, program.ranks if program.is_random else 1, program.device)

@@ -15,7 +15,7 @@ from graphopt import Offload, Plan, PlanError
 from graphopt.cost.hardware import Hardware, Link
 from graphopt.cost.memory import Memory, memory
 from graphopt.cost.simulator import simulate
-from graphopt.driver import Compilation, lower
+from graphopt.lowering import Compilation, lower
 from graphopt.errors import OffloadError, PassError
 from graphopt.inspect.differential import check
 from graphopt.ir import Phase, Program, facts_of

@@ -12,7 +12,7 @@ from graphopt import Plan
 from graphopt.cost.communication import communication
 from graphopt.cost.hardware import Hardware, Link
 from graphopt.cost.simulator import simulate
-from graphopt.driver import pipeline_text
+from graphopt.planned import pipeline_text
 from graphopt.errors import VerificationError
 from graphopt.ir import OutputKind, Phase, Program
 from graphopt.ir.collectives import WAIT, collective_of, collectives_of, launch_of, sources_of, waits_of
@@ -94,7 +94,7 @@ def test_a_step_takes_less_time_where_sums_travel_beside_it() -> None:
     def seconds(passes: str) -> float:
         programs: list[Program] = []
         made = Plan(mesh={"cp": 2}, passes=passes).resolve(2)
-        graphopt.driver.lower(model, (), batch, made, observer=lambda _, program: programs.append(program))
+        graphopt.lowering.lower(model, (), batch, made, observer=lambda _, program: programs.append(program))
         return simulate(programs[-1], made.mesh, hardware).total_seconds
 
     inline, bucketed = text[: text.index(",bucket")], text[: text.index(",schedule")]

@@ -1,6 +1,7 @@
 """What a step computes of a batch: the model's call, and the loss of what that returns."""
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,17 +52,28 @@ class StepCall:
         names = tensor_names(forward, args, kwargs)
         return names + [f"target{name.removeprefix('target')}" for name in tensor_names(_of_target, (target,), {})]
 
-    def run(self, model: nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
-        """What the model returns for other tensors of the same call, or its loss."""
-        args, kwargs = self.spec.rebuild(tensors)
-        if self.loss is None:
-            return model(*args, **kwargs)
-        args, kwargs, target = args
-        return self.loss(model(*args, **kwargs), target)
+    @property
+    def apply(self) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
+        """(model, args, kwargs of such a call) -> what the model returns, or its loss."""
+        return call_model if self.loss is None else functools.partial(_lost, self.loss)
+
+    def run(self, model: nn.Module) -> Any:
+        """What the model returns, or its loss."""
+        return self.apply(model, *self.spec.rebuild(self.tensors))
 
     def with_tensors(self, tensors: list[torch.Tensor]) -> "StepCall":
         """The same call of other tensors."""
         return StepCall(self.spec, tensors, self.loss)
+
+
+def call_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call of a model alone."""
+    return model(*args, **kwargs)
+
+
+def _lost(loss: Loss, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    call_args, call_kwargs, target = args
+    return loss(model(*call_args, **call_kwargs), target)
 
 
 def _of_target(target: Any) -> None:
