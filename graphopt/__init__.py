@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from torch import nn
 
 from graphopt.driver import compile
-from graphopt.pipelined import engine_of
 from graphopt.errors import (
     CaptureError,
     GraphoptError,
@@ -15,6 +14,7 @@ from graphopt.errors import (
     RankMismatchError,
     VerificationError,
 )
+from graphopt.pipelined import engine_of
 from graphopt.plan import Dispatch, Offload, Plan, Precision, Remat, Stages, Tensor, Zero
 from graphopt.report import Report
 from graphopt.runtime.replicas import check_replicas

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from graphopt._torch import compiled_call, install_compiled_call
-from graphopt.capture.call import Loss, StepCall, as_call
+from graphopt.capture.call import Loss, as_call
 from graphopt.capture.guards import AttributeGuard, ModelState, ShapeGuard
 from graphopt.capture.surroundings import Surroundings
 from graphopt.emit.bridge import Executable
@@ -23,7 +22,7 @@ from graphopt.ir.collectives import collective_calls
 from graphopt.lowering import Layouts, device_of, lower, unreduced_backward
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass
-from graphopt.pipelined import CompiledStage, PipelinedEngine
+from graphopt.pipelined import PipelinedEngine
 from graphopt.plan import Plan
 from graphopt.planned import planned_pipeline
 from graphopt.planned_schedule import planned_schedule
