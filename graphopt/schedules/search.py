@@ -12,9 +12,6 @@ from graphopt.schedules.greedy import WORKS, Keys, Manner, Problem, place
 from graphopt.schedules.published import NAMES, published
 from graphopt.schedules.timeline import StageTimes, simulate
 
-_ACTIONS_PLACED = 60_000
-"""How many actions are placed in all trials of a search: it bounds its time, whatever the size of the schedule."""
-
 
 def search(
     ranks: int,
@@ -24,20 +21,22 @@ def search(
     cap: float | Sequence[float],
     sizes: Sequence[float] | None = None,
     transfer_seconds: float = 0,
+    effort: int = 60_000,
 ) -> Schedule:
     """A schedule within a cap of memory that takes no longer than any published one of that layout within it.
 
     times: by stage. rank_of_stage: by stage, its rank. cap: what `peak_live` is at most, on all ranks or by rank.
-    sizes: by stage, what a microbatch keeps alive, in the unit of the cap; None to count each as one. Backwards are
-    split, unless a published schedule with whole ones is the best. The same arguments give the same schedule. Raises
-    PlanError if the cap has no room for a microbatch on each stage of a rank, and if numbers do not match.
+    sizes: by stage, what a microbatch keeps alive, in the unit of the cap; None to count each as one. effort: how many
+    actions are placed to improve what was found, a second or two in all. Backwards are split, unless a published
+    schedule with whole ones is the best. The same arguments give the same schedule. Raises PlanError if the cap has no
+    room for a microbatch on each stage of a rank, and if numbers do not match.
     """
     problem = _problem(ranks, microbatches, times, rank_of_stage, cap, sizes, transfer_seconds)
     bound = least_makespan(problem)
     best = min(_starts(problem), key=lambda found: found.makespan)
     rng = random.Random(0)
     actions = len(WORKS) * len(problem.times) * microbatches
-    for _ in range(max(30, _ACTIONS_PLACED // actions)):
+    for _ in range(effort // actions):
         if best.makespan <= bound:
             break
         manner = Manner(rng.choice(_patiences(problem)), best.pace)

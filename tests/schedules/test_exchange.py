@@ -58,7 +58,7 @@ def test_it_ends_where_each_send_waits_for_its_receive(schedule: Schedule) -> No
     advanced = True
     while advanced:
         advanced = False
-        for rank, row in enumerate(rows):
+        for row in rows:
             if row and isinstance(step := row[0], Compute):
                 _compute(schedule, step, there, done)
                 row.pop(0)
