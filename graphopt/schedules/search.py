@@ -2,11 +2,11 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from graphopt.errors import PlanError
-from graphopt.schedules.actions import Schedule, Work
+from graphopt.schedules.actions import Action, Schedule, Work
 from graphopt.schedules.bounds import peak_live
 from graphopt.schedules.greedy import WORKS, Keys, Manner, Problem, place
 from graphopt.schedules.published import NAMES, published
@@ -24,6 +24,8 @@ def search(
     effort: int = 60_000,
 ) -> Schedule:
     """A schedule within a cap of memory that takes no longer than any published one of that layout within it.
+
+    One that is above the cap for all microbatches is taken for as many at a time as fit, one group after the other.
 
     times: by stage. rank_of_stage: by stage, its rank. cap: what `peak_live` is at most, on all ranks or by rank.
     sizes: by stage, what a microbatch keeps alive, in the unit of the cap; None to count each as one. effort: how many
@@ -110,23 +112,34 @@ def _placed(problem: Problem, keys: Keys, manner: Manner) -> _Found:
 def _starts(problem: Problem) -> Iterator[_Found]:
     """Published schedules of this layout within the caps, what their orders come to within them, and simple rules."""
     orders = list(_rules(problem))
-    for schedule in _published(problem):
-        orders.append(_keys(schedule, problem))
-        if all(peak <= cap for peak, cap in zip(peak_live(schedule, problem.sizes), problem.caps, strict=True)):
-            yield _Found(schedule, simulate(schedule, problem.times, problem.transfer_seconds).makespan, 0)
+    for name in NAMES:
+        if whole := _in_groups(problem, name, problem.microbatches):
+            orders.append(_keys(whole, problem))
+        groups = (_in_groups(problem, name, group) for group in range(problem.microbatches, 0, -1))
+        if fitting := next((schedule for schedule in groups if schedule and _fits(problem, schedule)), None):
+            yield _Found(fitting, simulate(fitting, problem.times, problem.transfer_seconds).makespan, 0)
     for keys, patience, pace in product(orders, _patiences(problem), _paces(problem)):
         yield _placed(problem, keys, Manner(patience, pace))
 
 
-def _published(problem: Problem) -> Iterator[Schedule]:
-    ranks, stages = len(problem.stages), len(problem.rank_of_stage)
-    for name in NAMES:
+def _in_groups(problem: Problem, name: str, group: int) -> Schedule | None:
+    """A published schedule of groups of microbatches, one after the other; None if it has no such form or layout."""
+    rows: list[list[Action]] = [[] for _ in problem.stages]
+    for first in range(0, problem.microbatches, group):
+        number = min(group, problem.microbatches - first)
         try:
-            schedule = published(name, ranks, problem.microbatches, stages // ranks)
-        except PlanError:  # no form with these numbers
-            continue
-        if schedule.rank_of_stage == problem.rank_of_stage:
-            yield schedule
+            schedule = published(name, len(rows), number, len(problem.rank_of_stage) // len(rows))
+        except PlanError:
+            return None
+        if schedule.rank_of_stage != problem.rank_of_stage:
+            return None
+        for row, actions in zip(rows, schedule.rows, strict=True):
+            row.extend(replace(action, microbatch=first + action.microbatch) for action in actions)
+    return Schedule(name, problem.microbatches, problem.rank_of_stage, tuple(map(tuple, rows)))
+
+
+def _fits(problem: Problem, schedule: Schedule) -> bool:
+    return all(peak <= cap for peak, cap in zip(peak_live(schedule, problem.sizes), problem.caps, strict=True))
 
 
 def _rules(problem: Problem) -> Iterator[Keys]:

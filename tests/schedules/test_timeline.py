@@ -63,7 +63,7 @@ def test_bubble_of_zero_bubble_h1(p: int, more: int, forward: int, input_gradien
 
 @given(st.integers(1, 8), st.integers(0, 12), durations)
 def test_bubble_of_zbv_and_dualpipev(p: int, more: int, seconds: int) -> None:
-    """Where F, I and W take equally long, a rank idles only until it has a microbatch, and as long after its last work."""
+    """That of p - 1 actions, where F, I and W take equally long: the way of the first microbatch down the ranks."""
     for name in ("zbv", "dualpipev"):
         timeline = _even(published(name, p, 2 * p + more), StageTimes(seconds, seconds, seconds))
         assert set(timeline.idle_seconds) == {(p - 1) * seconds}
