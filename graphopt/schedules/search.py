@@ -34,21 +34,24 @@ def search(
     room for a microbatch on each stage of a rank, and if numbers do not match.
     """
     problem = _problem(ranks, microbatches, times, rank_of_stage, cap, sizes, transfer_seconds)
-    bound = least_makespan(problem)
-    best = min(_starts(problem), key=lambda found: found.makespan)
+    bound = _least_makespan(problem)
+    starts = _starts(problem)
+    best = next(starts)
+    for found in starts:
+        if best.makespan <= bound:
+            break
+        best = min(best, found, key=lambda each: each.makespan)
     rng = random.Random(0)
-    actions = len(WORKS) * len(problem.times) * microbatches
-    for _ in range(effort // actions):
+    for _ in range(effort // (len(WORKS) * len(problem.times) * microbatches)):
         if best.makespan <= bound:
             break
         manner = Manner(rng.choice(_patiences(problem)), best.pace)
         found = _placed(problem, _shaken(best.schedule, problem, rng), manner)
-        if found.makespan <= best.makespan:
-            best = found
+        best = min(found, best, key=lambda each: each.makespan)
     return best.schedule
 
 
-def least_makespan(problem: Problem) -> float:
+def _least_makespan(problem: Problem) -> float:
     """Seconds that any schedule takes: on some rank, until a microbatch can be there, and then for all its work."""
     least: float = 0
     for stages in problem.stages:
