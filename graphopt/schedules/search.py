@@ -149,18 +149,16 @@ def _rules(problem: Problem) -> Iterator[Keys]:
     """Input gradients before forwards or after them; of each, late stages or early microbatches first."""
     stages, microbatches = len(problem.times), problem.microbatches
     for works, by_stage in product(((1, 0, 2), (0, 1, 2)), (True, False)):
-        step = (stages + microbatches) * microbatches
+        to_next_stage, to_next_microbatch = (microbatches, 1) if by_stage else (1, stages)
         yield [
             tuple(
                 [
-                    work * step
-                    + (stages - stage) * (microbatches if by_stage else 1)
-                    + microbatch * (1 if by_stage else stages)
+                    work * stages * microbatches + late * to_next_stage + microbatch * to_next_microbatch
                     for microbatch in range(microbatches)
                 ]
                 for work in works
             )
-            for stage in range(stages)
+            for late in reversed(range(stages))
         ]
 
 
