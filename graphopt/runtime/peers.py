@@ -59,7 +59,7 @@ class SharedMemoryPeers:
 
     def send(self, to: int, tensors: Sequence[torch.Tensor]) -> None:
         size = message_bytes([TensorSpec.of(tensor) for tensor in tensors])
-        segment = self.links.segment(size, frozenset((to,)))
+        segment = self.links.segment(_roomy(size), frozenset((to,)))
         lay_out(tensors, segment.memory)
         self.links.offer(segment, size, to)
 
@@ -79,4 +79,11 @@ class SharedMemoryPeers:
         return finish
 
     def flush(self) -> None:
-        """What lies in a segment stays there for who reads it, though this process ends."""
+        """What was offered stays in its segment for who reads it, though this process ends."""
+        self.links.flush()
+
+
+def _roomy(size: int) -> int:
+    """A little more, so that messages whose lengths vary find a segment; what is never written takes no memory."""
+    step = max(1, (1 << size.bit_length() - 1) // 8) if size else 1
+    return -(-size // step) * step
