@@ -15,7 +15,7 @@ from graphopt.errors import (
     RankMismatchError,
     VerificationError,
 )
-from graphopt.plan import Dispatch, Offload, Plan, Precision, Remat, Tensor, Zero
+from graphopt.plan import Dispatch, Offload, Plan, Precision, Remat, Stages, Tensor, Zero
 from graphopt.report import Report
 from graphopt.runtime.replicas import check_replicas
 
@@ -32,6 +32,7 @@ __all__ = [
     "RankMismatchError",
     "Remat",
     "Report",
+    "Stages",
     "Tensor",
     "VerificationError",
     "Zero",

@@ -354,7 +354,7 @@ def _context(
         layouts=layouts,
         decided=decided,
         data_axis=plan.data_parallel_axis,
-        gradient_outputs=seeded,
+        gradient_outputs=_seeded_names(captured.program, seeded),
         reduce_dtype=plan.precision.reduce_dtype if plan.precision is not None else None,
         reduce_gradients=reduce,
         hardware=hardware_of(device, plan.hardware),
@@ -373,6 +373,11 @@ def _likely_seeded(program: Program) -> tuple[bool, ...]:
         return (False,) * len(values)
     scalars = tuple(value.is_floating_point() and value.dim() == 0 for value in values)
     return scalars if any(scalars) else tuple(value.is_floating_point() for value in values)
+
+
+def _seeded_names(program: Program, seeded: tuple[bool, ...]) -> frozenset[str]:
+    users = [role.name for role, _ in program.results_of(OutputKind.USER)]
+    return frozenset(name for name, flag in zip(users, seeded, strict=True) if flag)
 
 
 def _reached(program: Program, seeded: tuple[bool, ...]) -> tuple[tuple[bool, ...], tuple[bool, ...] | None]:

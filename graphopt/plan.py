@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import PlanError
 from graphopt.nearest import nearest
 from graphopt.plan_checks import Frozen, require_bool, require_choice, require_int
-from graphopt.plan_sections import Dispatch, Offload, Precision, Remat, Tensor, Zero
+from graphopt.plan_sections import Dispatch, Offload, Precision, Remat, Stages, Tensor, Zero
 from graphopt.plan_text import AXES, MAIN, format_plan, load_plan, parse_plan, save_plan
 from graphopt.sizes import format_size
 
-__all__ = ["Dispatch", "Offload", "Plan", "Precision", "Remat", "Tensor", "Zero"]
+__all__ = ["Dispatch", "Offload", "Plan", "Precision", "Remat", "Stages", "Tensor", "Zero"]
 
 _DYNAMIC = {"batch": 0, "sequence": 1}
 
@@ -26,10 +26,13 @@ class Plan:
     mesh: axis name -> ranks; one that is None or -1 is inferred from the world. Axes are laid over the ranks in the
         order written, the first varying slowest. Known axes: ``dp`` (data parallel; one
         rank if it is left out beside others), and those that split layers: ``tp`` (tensor parallel), ``sp`` (sequence
-        parallel), ``cp`` (context parallel) and ``ep`` (expert parallel).
+        parallel), ``cp`` (context parallel) and ``ep`` (expert parallel); and ``pp`` (pipeline parallel), which cuts
+        between layers.
     zero: a stage, or `Zero`.
     tensor: how layers are split over ``tp``, as a `Tensor`.
     dispatch: how tokens go to the ranks of ``ep`` that have their experts, as a `Dispatch`.
+    pipeline: how it is cut into stages over ``pp``, and how a step's microbatches go through them: the name of a
+        schedule, or `Stages`.
     precision: None for that of the model, ``"bf16"``, or `Precision`.
     remat: None to save what backward reads, ``"full"``, ``"selective"``, a budget such as ``"8GiB"`` or ``0.5``, or
         `Remat`.
@@ -51,6 +54,7 @@ class Plan:
     zero: Zero = field(default_factory=lambda: Zero(0))
     tensor: Tensor = field(default_factory=Tensor)
     dispatch: Dispatch = field(default_factory=Dispatch)
+    pipeline: Stages = field(default_factory=Stages)
     precision: Precision | None = None
     remat: Remat | None = None
     offload: Offload | None = None
@@ -67,6 +71,7 @@ class Plan:
         object.__setattr__(self, "zero", _section("zero", Zero, self.zero))
         object.__setattr__(self, "tensor", _section("tensor", Tensor, self.tensor))
         object.__setattr__(self, "dispatch", _section("dispatch", Dispatch, self.dispatch))
+        object.__setattr__(self, "pipeline", _section("pipeline", Stages, self.pipeline))
         if self.precision is not None:
             object.__setattr__(self, "precision", _section("precision", Precision, self.precision))
         if self.remat is not None:
@@ -93,6 +98,7 @@ class Plan:
             zero: int | Zero | Mapping[str, Any] = 0,
             tensor: Tensor | Mapping[str, Any] = ...,
             dispatch: float | Dispatch | Mapping[str, Any] = ...,
+            pipeline: str | Stages | Mapping[str, Any] = ...,
             precision: str | Precision | Mapping[str, Any] | None = None,
             remat: str | int | float | Remat | Mapping[str, Any] | None = None,
             offload: str | Offload | Mapping[str, Any] | None = None,
@@ -117,8 +123,25 @@ class Plan:
 
     @property
     def model_axes(self) -> tuple[str, ...]:
-        """The axes that split what a replica of the model computes, in order: the others of more than one rank."""
-        return tuple(axis for axis, size in self.mesh.items() if axis != self.data_parallel_axis and size != 1)
+        """The axes that split layers, in order: those of more than one rank beside data and pipeline parallelism."""
+        others = (self.data_parallel_axis, self.pipeline_axis)
+        return tuple(axis for axis, size in self.mesh.items() if axis not in others and size != 1)
+
+    @property
+    def pipeline_axis(self) -> str:
+        """The axis over which layers are cut into stages."""
+        return "pp"
+
+    @property
+    def pipeline_ranks(self) -> int:
+        """Ranks of that axis, in a resolved plan."""
+        return self.mesh.get(self.pipeline_axis, 1)
+
+    @property
+    def microbatches(self) -> int:
+        """Parts of the batch that a step goes through, in a resolved plan."""
+        asked, ranks = self.pipeline.microbatches, self.pipeline_ranks
+        return asked if asked is not None else 4 * ranks if ranks > 1 else 1
 
     def dynamic_dims_for(self, argument: str, dims: int) -> tuple[int, ...]:
         """The dimensions of a batch tensor that stay symbolic; `argument` is its name, `dims` how many it has."""

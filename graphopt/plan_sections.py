@@ -232,3 +232,61 @@ class Dispatch:
     if TYPE_CHECKING:
 
         def __init__(self, capacity: float | str | None = None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How a model is cut into stages over the axis ``pp``, and how a step's microbatches go through them.
+
+    schedule: one of `graphopt.schedules.published.NAMES`, or a file that `graphopt.schedules.Schedule` reads.
+    microbatches: equal parts of the batch, or all but equal ones, whose gradients are added up. Without ``pp`` they
+        follow each other. None: four for each rank of ``pp``.
+    stages_per_rank: None for what the schedule is usually run with.
+    cuts: paths of modules with which a stage begins, all but the first; none for the cut of least time.
+    memory: bytes that a stage may hold of parameters, gradients, optimizer state and saved values, or text such as
+        ``"70GiB"``; None for any number.
+    send: bytes of a microbatch that may cross one cut, or such text; None for any number.
+    gather: when ZeRO 3 gathers parameters: for each ``"microbatch"`` anew, or once a ``"step"``.
+    outputs: the ranks that `eval_step` gives what the model returns: ``"all"``, or those of the ``"last"`` stage, which
+        spares the way back.
+    """
+
+    schedule: str = "1f1b"
+    microbatches: int | None = None
+    stages_per_rank: int | None = None
+    cuts: tuple[str, ...] = ()
+    memory: int | None = field(default=None, metadata=_BYTES)
+    send: int | None = field(default=None, metadata=_BYTES)
+    gather: str = "microbatch"
+    outputs: str = "all"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, (str, os.PathLike)):
+            raise PlanError(f"pipeline.schedule={self.schedule!r} is no name of a schedule; say for instance '1f1b'")
+        object.__setattr__(self, "schedule", os.fspath(self.schedule))
+        for name in ("microbatches", "stages_per_rank"):
+            if getattr(self, name) is not None:
+                require_int(f"pipeline.{name}", getattr(self, name), 1)
+        cuts = checked_patterns("pipeline.cuts", self.cuts)
+        if isinstance(cuts, bool):
+            raise PlanError(f"pipeline.cuts={cuts} is no list of modules; write for instance 'model.layers.2'")
+        object.__setattr__(self, "cuts", cuts)
+        for name in ("memory", "send"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checked_bytes(f"pipeline.{name}", getattr(self, name), 1))
+        require_choice("pipeline.gather", self.gather, ("microbatch", "step"))
+        require_choice("pipeline.outputs", self.outputs, ("all", "last"))
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            schedule: str | os.PathLike[str] = "1f1b",
+            microbatches: int | None = None,
+            stages_per_rank: int | None = None,
+            cuts: str | Sequence[str] = (),
+            memory: int | str | None = None,
+            send: int | str | None = None,
+            gather: str = "microbatch",
+            outputs: str = "all",
+        ) -> None: ...

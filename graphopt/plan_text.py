@@ -13,8 +13,8 @@ import yaml
 from graphopt.errors import PlanError
 from graphopt.nearest import nearest
 
-AXES = ("dp", "tp", "sp", "cp", "ep")
-MAIN = {"zero": "stage", "precision": "compute", "remat": "policy", "offload": "place"}
+AXES = ("dp", "tp", "sp", "cp", "ep", "pp")
+MAIN = {"zero": "stage", "precision": "compute", "remat": "policy", "offload": "place", "pipeline": "schedule"}
 _WORDS = {"true": True, "false": False, "none": None}
 _FILES = (".yaml", ".yml", ".json", ".toml")
 _NAME = re.compile(r"[\w.]+")

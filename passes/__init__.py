@@ -8,6 +8,7 @@ from graphopt.passes.bucket import Bucket
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.checkpoint import Checkpoint
 from graphopt.passes.chunk import Chunk
+from graphopt.passes.cut import Cut
 from graphopt.passes.differentiate import Differentiate
 from graphopt.passes.interleave import Interleave
 from graphopt.passes.offload import Offload
@@ -25,6 +26,7 @@ _PASSES = (
     SynchronizeBatchNorm,
     SplitAlong,
     Chunk,
+    Cut,
     Differentiate,
     Precision,
     Checkpoint,

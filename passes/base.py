@@ -29,7 +29,7 @@ class PassContext:
     layouts: parameter name -> how it lies over the ranks, as the program stands. Parameters start out split over no
         axis; a pass at the forward level that splits one puts another layout in its place.
     decided: how they lie already, which those passes must come to again; None if that is for them to decide.
-    gradient_outputs: for each user output, whether a gradient will arrive at it; all False for inference.
+    gradient_outputs: names of the user outputs at which a gradient will arrive; none for inference.
     reduce_gradients: False leaves gradients whole and unreduced, as accumulation over microbatches wants them.
     reduce_dtype: dtype in which gradients are summed over ranks; None for that of the stored parameter.
     hardware: what a rank runs on. shared_axes: mesh axes whose ranks exchange through shared memory.
@@ -41,7 +41,7 @@ class PassContext:
     layouts: dict[str, ParameterLayout]
     decided: Mapping[str, ParameterLayout] | None = None
     data_axis: str = "dp"
-    gradient_outputs: tuple[bool, ...] = ()
+    gradient_outputs: frozenset[str] = frozenset()
     reduce_gradients: bool = True
     reduce_dtype: torch.dtype | None = None
     hardware: Hardware = PRESETS["cpu"]

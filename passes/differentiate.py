@@ -20,6 +20,8 @@ from graphopt.passes.rewrite import remove_dead, remove_identities
 
 _DETACHED = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default)
 
+_GRADIENTS = {InputKind.BATCH: OutputKind.BATCH_GRADIENT, InputKind.RECEIVED: OutputKind.RECEIVED_GRADIENT}
+
 
 class Differentiate(Pass):
     """Make every gradient explicit. A program from which no gradient is asked becomes flat, and stays forward."""
@@ -38,7 +40,7 @@ class Differentiate(Pass):
         program.level = Level.STEP
         program.set_results(list(module.graph.output_node().args[0]), recording.outputs)  # type: ignore[arg-type]
         _lift_constants(program)
-        _drop_unreached_tangents(program)
+        _drop_tangents(program, recording.unreached)
         _name_inputs(program)
         _read_sizes_of_what_arrived(program)
         bypassed = _bypass(program)
@@ -60,6 +62,7 @@ class _Recording:
         self.inputs = list(program.inputs)
         self.outputs: list[Output] = []
         self.seeded = _seeded_outputs(program, context)
+        self.unreached = {program.outputs[index].name for index in self.seeded}
         self.sequence_starts: list[int] = []
         self.sequence_nodes: list[fx.Node] = []
         self.backward_marks: list[tuple[fx.Node, fx.Node | None]] = []
@@ -90,7 +93,7 @@ class _Recording:
         with torch.set_grad_enabled(self.training):
             results = _Forward(self.program.module, self).run(*inputs)
         self.outputs = [
-            replace(role, requires_grad=role.kind is OutputKind.USER and value.requires_grad)
+            replace(role, requires_grad=value.requires_grad) if role.kind is OutputKind.USER else role
             for role, value in zip(self.program.outputs, results, strict=True)
         ]
         if not self.training:
@@ -104,6 +107,7 @@ class _Recording:
             [results[i] for i, _ in reached], [v for _, v in wanted], [t for _, t in reached], allow_unused=True
         )
         self.outputs += [Output(_gradient_kind(role), role.name) for role, _ in wanted]
+        self.unreached -= {self.program.outputs[i].name for i, _ in reached}
         return [*(value.detach() for value in results), *gradients]
 
     def forward_ran(self, node: fx.Node, first: int) -> None:
@@ -163,13 +167,17 @@ class _Forward(fx.Interpreter):
 
 
 def _seeded_outputs(program: Program, context: PassContext) -> list[int]:
-    """Indices of the outputs at which a gradient arrives."""
-    users = [i for i, role in enumerate(program.outputs) if role.kind is OutputKind.USER]
-    return [i for i, seeded in zip(users, context.gradient_outputs, strict=True) if seeded]
+    """Indices of the outputs at which a gradient arrives; in training also from later stages of a pipeline."""
+    return [
+        index
+        for index, role in enumerate(program.outputs)
+        if (role.kind is OutputKind.USER and role.name in context.gradient_outputs)
+        or (role.kind is OutputKind.SENT and role.requires_grad and context.gradient_outputs)
+    ]
 
 
 def _gradient_kind(role: Input) -> OutputKind:
-    return OutputKind.BATCH_GRADIENT if role.kind is InputKind.BATCH else OutputKind.GRADIENT
+    return _GRADIENTS.get(role.kind, OutputKind.GRADIENT)
 
 
 def _last(graph: fx.Graph) -> fx.Node:
@@ -187,11 +195,10 @@ def _lift_constants(program: Program) -> None:
         program.graph.erase_node(node)
 
 
-def _drop_unreached_tangents(program: Program) -> None:
+def _drop_tangents(program: Program, unreached: set[str]) -> None:
     """No gradient arrives at an output that leads back to no parameter."""
-    reached = {role.name for role in program.outputs if role.kind is OutputKind.USER and role.requires_grad}
     for role, node in list(program.nodes_of(InputKind.TANGENT)):
-        if role.name not in reached:
+        if role.name in unreached:
             program.remove_input(node)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from graphopt.ir import OutputKind, Phase
+from graphopt.ir import Phase
 from graphopt.ir.collectives import WAIT, launch_of, sources_of
+from graphopt.ir.roles import GRADIENTS
 from graphopt.passes.build import Builder
 
 collective = torch.ops._c10d_functional
@@ -22,7 +23,7 @@ REDUCTIONS = (collective.reduce_scatter_tensor_coalesced.default, collective.all
 def list_sums(builder: Builder) -> int:
     """Write the sums that a gradient is made of in the common way. Returns how many there were in another."""
     count = 0
-    for _, node in builder.program.results_of(OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT):
+    for _, node in builder.program.results_of(*GRADIENTS):
         while node is not None and _is_link(node):
             (source,) = node.all_input_nodes
             if node.target is WAIT and source.target is collective.all_reduce.default:

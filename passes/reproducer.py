@@ -150,7 +150,7 @@ def _written_context(context: PassContext) -> dict[str, Any]:
         "layouts": _written_layouts(context.layouts),
         "decided": _written_layouts(context.decided) if context.decided is not None else None,
         "data_axis": context.data_axis,
-        "gradient_outputs": list(context.gradient_outputs),
+        "gradient_outputs": sorted(context.gradient_outputs),
         "reduce_gradients": context.reduce_gradients,
         "reduce_dtype": _name(context.reduce_dtype) if context.reduce_dtype is not None else None,
         "hardware": context.hardware.to_dict(),
@@ -164,7 +164,7 @@ def _read_context(written: dict[str, Any]) -> dict[str, Any]:
         "layouts": _read_layouts(written["layouts"]),
         "decided": _read_layouts(written["decided"]) if written["decided"] is not None else None,
         "data_axis": written["data_axis"],
-        "gradient_outputs": tuple(written["gradient_outputs"]),
+        "gradient_outputs": frozenset(written["gradient_outputs"]),
         "reduce_gradients": written["reduce_gradients"],
         "reduce_dtype": named(written["reduce_dtype"]) if written["reduce_dtype"] is not None else None,
         "hardware": Hardware.from_dict(written["hardware"]),
@@ -181,6 +181,7 @@ def _read_layouts(written: list[dict[str, Any]]) -> dict[str, ParameterLayout]:
     for fields in written:
         splits = tuple(Split(**split) for split in fields["splits"])
         read = {"shape": tuple(fields["shape"]), "dtype": named(fields["dtype"]), "splits": splits}
+        read["stages"] = tuple(fields["stages"])
         found[fields["name"]] = ParameterLayout(**{**fields, **read})
     return found
 

@@ -143,10 +143,10 @@ def _lying(program: Program, context: PassContext, axis: str) -> dict[str, Form]
 
 def _without_gradient(program: Program, context: PassContext) -> list[int]:
     """The user outputs, by number, at which no gradient arrives in a step that trains."""
-    if not any(context.gradient_outputs):
+    if not context.gradient_outputs:
         return []
-    users = [index for index, role in enumerate(program.outputs) if role.kind is OutputKind.USER]
-    return [index for index, seeded in zip(users, context.gradient_outputs, strict=False) if not seeded]
+    users = [(index, role.name) for index, role in enumerate(program.outputs) if role.kind is OutputKind.USER]
+    return [index for index, name in users if name not in context.gradient_outputs]
 
 
 def _set_layouts(program: Program, context: PassContext, axis: str, choice: Choice) -> None:

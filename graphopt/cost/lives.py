@@ -17,6 +17,7 @@ from graphopt.ir import InputKind, OutputKind, Phase, Program, facts_of
 from graphopt.ir.collectives import collective_of, collectives_of, sources_of
 from graphopt.ir.copies import COPY_IN, COPY_OUT, copy_of
 from graphopt.ir.liveness import intervals, storage_of
+from graphopt.ir.roles import GRADIENTS
 
 _INPUTS = {
     InputKind.PARAMETER: "parameters",
@@ -25,8 +26,8 @@ _INPUTS = {
     InputKind.CONSTANT: "buffers",
     InputKind.BATCH: "batch",
     InputKind.TANGENT: "batch",
+    InputKind.RECEIVED: "batch",
 }
-_GRADIENTS = (OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT)
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def _categories(program: Program, owner: Mapping[fx.Node, fx.Node]) -> dict[fx.N
         elif node.target is COPY_IN:
             category[node] = "activations"
     for role, result in _results(program):
-        if role in _GRADIENTS:
+        if role in GRADIENTS:
             category[owner[result]] = "gradients"
         elif category.get(owner[result], "activations") == "activations":
             category[owner[result]] = "outputs"

@@ -6,11 +6,12 @@ from torch import fx
 
 from graphopt.errors import PassError
 from graphopt.ir import Input, InputKind, Level, Output, OutputKind, Phase, Program, facts_of
+from graphopt.ir.roles import GRADIENTS
 
 
 @dataclass
 class Halves:
-    """forward: new buffers, user outputs, then the saved values. backward: None for inference.
+    """forward: new buffers, user outputs, what is sent, then the saved values. backward: None for inference.
 
     The backward half reads, in order: inputs of the step that it needs (their own roles), saved values, tangents.
     """
@@ -23,8 +24,8 @@ def split(step: Program) -> Halves:
     """Cut a step program at the line between its phases."""
     assert step.level is Level.STEP
     backward_nodes = step.compute_nodes(Phase.BACKWARD)
-    gradients = [(role, node) for role, node in step.results_of(OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT)]
-    kept = [*step.results_of(OutputKind.BUFFER), *step.results_of(OutputKind.USER)]
+    gradients = list(step.results_of(*GRADIENTS))
+    kept = [*step.results_of(OutputKind.BUFFER), *step.results_of(OutputKind.USER), *step.results_of(OutputKind.SENT)]
     if not gradients:
         return Halves(_part(step, step.compute_nodes(Phase.FORWARD), kept, None), None)
     saved = _saved(backward_nodes, [node for _, node in gradients])

@@ -42,7 +42,7 @@ def placements(program: Program, layouts: Mapping[str, ParameterLayout]) -> dict
 
 
 def _of_input(kind: InputKind, layout: ParameterLayout | None, data_axis: str | None) -> _Lying:
-    if kind in (InputKind.BATCH, InputKind.TANGENT):
+    if kind in (InputKind.BATCH, InputKind.TANGENT, InputKind.RECEIVED):
         return {data_axis: OWN_BATCH} if data_axis is not None else {}
     if layout is None:
         return {}

@@ -7,8 +7,9 @@ the last ones fewer or none (the rule of `torch.chunk` and of DTensor's ``Shard`
 to the same size everywhere.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,7 @@ class ParameterLayout:
 
     shape: after `splits`, in the order of which the axes cut it: what a rank's program sees.
     dtype: of the stored shard, the master copy.
+    stages: of a pipeline, those whose ranks have it; none where there is no pipeline.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ParameterLayout:
     ranks: int
     dim: int | None
     splits: tuple[Split, ...] = ()
+    stages: tuple[int, ...] = ()
 
     @classmethod
     def choose(
@@ -82,6 +85,10 @@ class ParameterLayout:
         Raises GraphoptError for a split that does not leave equal parts.
         """
         return self.choose(self.name, self.whole_shape, self.dtype, self.axis, self.ranks, self.is_whole, splits)
+
+    def on_stages(self, stages: Iterable[int]) -> "ParameterLayout":
+        """The same parameter on the ranks of these stages."""
+        return dataclasses.replace(self, stages=tuple(sorted(stages)))
 
     @property
     def whole_shape(self) -> tuple[int, ...]:

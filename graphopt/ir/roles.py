@@ -17,6 +17,7 @@ class InputKind(enum.Enum):
     BATCH = "batch"  # a tensor (or symbolic int) among the call's arguments
     TANGENT = "tangent"  # the gradient that arrives at a user output
     SAVED = "saved"  # computed by the forward half, read by the backward half
+    RECEIVED = "received"  # computed by an earlier stage of a pipeline
 
 
 class OutputKind(enum.Enum):
@@ -27,6 +28,11 @@ class OutputKind(enum.Enum):
     GRADIENT = "gradient"  # of a parameter, whole or shard
     BATCH_GRADIENT = "batch gradient"  # of a tensor among the call's arguments
     SAVED = "saved"
+    SENT = "sent"  # read by a later stage of a pipeline
+    RECEIVED_GRADIENT = "received gradient"  # of what an earlier stage computed, for that stage
+
+
+GRADIENTS = (OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT, OutputKind.RECEIVED_GRADIENT)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Input:
     """The role of one placeholder.
 
     name: the parameter's or buffer's fully qualified name, the path of a batch leaf (``kwargs['input_ids']``), the
-        user output a tangent belongs to, or the node a saved value comes from.
+        output a tangent belongs to, or the node a saved or received value comes from.
     requires_grad: whether the step asks for its gradient.
     """
 
@@ -56,7 +62,7 @@ class Input:
 class Output:
     """The role of one output; `name` as in `Input` (a gradient carries the name of what it is the gradient of).
 
-    requires_grad: of a user output, whether autograd can reach an input from it.
+    requires_grad: of an output of forward, whether autograd can reach an input from it.
     splits: of a user output, the axes over which each rank returns a part of it, in the order in which they cut it.
     """
 

@@ -12,6 +12,7 @@ from graphopt.ir.values import is_dense
 
 _WAITS: dict[object, object] = {COPY_OUT: COPIED_OUT, COPY_IN: COPIED_IN}
 _LAUNCHES = {wait: launch for launch, wait in _WAITS.items()}
+_RETURNED = frozenset(OutputKind) - {OutputKind.SAVED, OutputKind.GRADIENT}
 
 
 def copy_problems(program: Program) -> Iterator[tuple[fx.Node, str]]:
@@ -25,7 +26,7 @@ def copy_problems(program: Program) -> Iterator[tuple[fx.Node, str]]:
             for user in node.users:
                 if user.op != "output" and user.target not in (COPY_IN, COPIED_IN):
                     yield user, f"reads {node.name}, which is elsewhere; copy it back first"
-    for role, result in program.results_of(OutputKind.USER, OutputKind.BUFFER, OutputKind.BATCH_GRADIENT):
+    for role, result in program.results_of(*_RETURNED):
         if result is not None and result.target is COPIED_OUT:
             yield result, f"is returned as '{role}' but is elsewhere; copy it back first"
 

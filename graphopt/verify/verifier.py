@@ -11,7 +11,7 @@ from graphopt.ir.effects import Effect, effect_of
 from graphopt.ir.facts import Phase, facts_of
 from graphopt.ir.layout import ParameterLayout
 from graphopt.ir.program import Level, Program
-from graphopt.ir.roles import InputKind, OutputKind
+from graphopt.ir.roles import GRADIENTS, InputKind, OutputKind
 from graphopt.verify.copies import copy_problems
 from graphopt.verify.meaning import Meaning, check_same, meaning_of
 from graphopt.verify.surroundings import surroundings
@@ -93,7 +93,7 @@ def _check_roles(program: Program) -> None:
             if count > 1:
                 raise VerificationError(f"{count} {what}s have the role '{role}'")
     for role, node in zip(program.outputs, results, strict=True):
-        if node is None and role.kind not in (OutputKind.GRADIENT, OutputKind.BATCH_GRADIENT):
+        if node is None and role.kind not in GRADIENTS:
             raise VerificationError(f"output '{role}' has no value; only a gradient may be missing")
     for role in program.inputs:
         if role.kind is InputKind.CONSTANT and role.name not in program.constants:
@@ -102,8 +102,8 @@ def _check_roles(program: Program) -> None:
 
 def _check_returned(program: Program, late: set[fx.Node]) -> None:
     """What forward returns is there before backward runs."""
-    for role, node in program.results_of(OutputKind.USER, OutputKind.BUFFER, OutputKind.SAVED):
-        if node in late:
+    for role, node in zip(program.outputs, program.results, strict=True):
+        if role.kind not in GRADIENTS and node in late:
             raise VerificationError(f"output '{role}' is {node.name} of the backward phase; forward returns it")
 
 

@@ -79,7 +79,11 @@ def test_the_rest_of_a_pipeline_does_the_same_to_the_copy(name: str, text: str) 
             mode,
             dict(plan.mesh),
             compilation.layouts,
-            gradient_outputs=compilation.seeded,
+            gradient_outputs=frozenset(
+                role.name
+                for (role, _), seeded in zip(program.results_of(OutputKind.USER), compilation.seeded, strict=True)
+                if seeded
+            ),
             reduce_dtype=plan.precision.reduce_dtype if plan.precision else None,
         )
         is_traced_anew = program.level is Level.FORWARD

@@ -2,6 +2,8 @@
 
 import contextlib
 import faulthandler
+import gc
+import itertools
 import os
 import queue
 import tempfile
@@ -95,12 +97,17 @@ def _serve(rank: int, world: int, store: str, stacks: str, tasks: Any, results: 
     with open(stacks, "w", encoding="utf-8") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-        while (task := tasks.get()) is not None:
+        for number in itertools.count():
+            task = tasks.get()
+            if task is None:
+                return
             function, args = task
+            # Groups of gloo have threads that wake up many times a second: those of one task end with it.
+            dist.init_process_group("gloo", init_method=f"file://{store}{number}", rank=rank, world_size=world)
             try:
                 torch.manual_seed(0)
                 results.put((rank, True, function(rank, world, *args)))
             except BaseException:
                 results.put((rank, False, traceback.format_exc()))
-        dist.destroy_process_group()
+            dist.destroy_process_group()
+            gc.collect()

@@ -112,7 +112,9 @@ def split_program(
     tensors, spec = flatten_call((), batch)
     captured = capture(model, tensors, spec, tensor_names(model.forward, (), batch))
     program = captured.program
-    users = [node.meta["val"] for _, node in program.results_of(OutputKind.USER) if node is not None]
+    losses = frozenset(
+        role.name for role, node in program.results_of(OutputKind.USER) if node is not None and _is_loss(node.meta["val"])
+    )
     layouts = {
         name: ParameterLayout.choose(name, tuple(p.shape), p.dtype, "dp", 1, True)
         for name, p in model.named_parameters()
@@ -121,7 +123,7 @@ def split_program(
         fake_mode=captured.fake_mode,
         mesh={"dp": 1, "tp": ranks},
         layouts=layouts,
-        gradient_outputs=tuple(map(_is_loss, users)),
+        gradient_outputs=losses,
         hardware=PRESETS[hardware],
     )
     chunk, interleave = (f",chunk{{chunks={chunks}}}", ",interleave") if chunks > 1 else ("", "")
