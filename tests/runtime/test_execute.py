@@ -22,7 +22,9 @@ def _schedules(ranks: int) -> list[Schedule]:
     return [*found, published("1f1b", ranks, 1), published("zero-bubble", ranks, 2 * ranks, 1)]
 
 
-def _all_schedules(rank: int, world: int, share_memory: bool) -> list[dict[int, tuple[torch.Tensor, dict[int, float], int]]]:
+def _all_schedules(
+    rank: int, world: int, share_memory: bool
+) -> list[dict[int, tuple[torch.Tensor, dict[int, float], int]]]:
     """By schedule and stage of this rank: the gradient, the losses, and the most microbatches that were alive."""
     alarm = Alarm.of_world()
     peers = world_peers(alarm, share_memory)
@@ -116,7 +118,9 @@ def test_what_a_stage_raises_ends_all_ranks(fault: str, share_memory: bool) -> N
         assert said == "no such token"
         told = f"rank 2: {moment}: ValueError: no such token"
     else:
-        assert said.startswith("stage 2 gives values float32 [1, 6], bool [4, 6], int64 [0, 2] of microbatch 3 where it")
+        assert said.startswith(
+            "stage 2 gives values float32 [1, 6], bool [4, 6], int64 [0, 2] of microbatch 3 where it"
+        )
         told = f"rank 2: {moment}: {said}"
     assert notes == [f"in {moment}"]
     assert [found[rank][0] for rank in (0, 1, 3)] == [told] * 3

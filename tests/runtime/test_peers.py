@@ -43,7 +43,9 @@ def _message(sender: int, number: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1000 * sender + number)
     dtypes = [] if number == 4 else DTYPES
     made = [
-        (100 * torch.randn(shape, generator=generator)).to(dtype).movedim(0, -1) if shape else torch.ones((), dtype=dtype)
+        (100 * torch.randn(shape, generator=generator)).to(dtype).movedim(0, -1)
+        if shape
+        else torch.ones((), dtype=dtype)
         for shape in SHAPES
         for dtype in dtypes
     ]
