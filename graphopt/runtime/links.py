@@ -14,6 +14,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from functools import partial
 
 import torch
 
@@ -128,8 +129,8 @@ class Links:
 
     def flush(self) -> None:
         """Wait until all offers are on their way, also without this process."""
-        for neighbour, unsent in self._unsent.items():
-            self._await(neighbour, lambda unsent=unsent: all(kind is _Kind.DONE for kind, *_ in unsent))
+        for neighbour in self.others:
+            self._await(neighbour, partial(self._has_offered_all, neighbour))
 
     @property
     def segments(self) -> int:
@@ -188,6 +189,9 @@ class Links:
                 self._poll.register(self._sockets[neighbour], events)
             else:
                 self._poll.unregister(self._sockets[neighbour])
+
+    def _has_offered_all(self, neighbour: int) -> bool:
+        return all(kind is _Kind.DONE for kind, *_ in self._unsent[neighbour])
 
     def _await(self, neighbour: int, has_come: Callable[[], bool]) -> None:
         """Take messages until the one that is waited for has come."""

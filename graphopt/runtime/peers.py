@@ -24,12 +24,12 @@ class Peers(Protocol):
     def receive(self, source: int, specs: Sequence[TensorSpec]) -> Finish:
         """Start receiving the next message of `source`; the function returned waits and gives its tensors, once.
 
-        That raises RankMismatchError if the message has other bytes than the specs, RankLostError if `source` has ended.
+        It raises RankMismatchError if the message has other bytes than the specs, RankLostError if `source` has ended.
         """
         ...
 
     def flush(self) -> None:
-        """Wait until whatever was sent can arrive without this process. Raises RankLostError if a receiver has ended."""
+        """Wait until what was sent arrives also if this process ends. May raise RankLostError if a receiver has."""
         ...
 
 

@@ -42,14 +42,13 @@ def _message(sender: int, number: int) -> list[torch.Tensor]:
     """Of many dtypes and shapes, some not contiguous; none at all in the fifth."""
     generator = torch.Generator().manual_seed(1000 * sender + number)
     dtypes = [] if number == 4 else DTYPES
-    made = [
+    return [
         (100 * torch.randn(shape, generator=generator)).to(dtype).movedim(0, -1)
         if shape
         else torch.ones((), dtype=dtype)
         for shape in SHAPES
         for dtype in dtypes
     ]
-    return made
 
 
 def _equal(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
@@ -139,6 +138,26 @@ def test_a_message_of_other_bytes_is_an_error() -> None:
         ranks.close()
     form = "rank 0 sent a message of 512 bytes where rank 1 expects {}: they run different programs"
     assert said == [form.format(each) for each in (256, 768, 256)]
+
+
+def _of_some(rank: int, world: int) -> str:
+    """What rank 3 is called by rank 1, of a group of two, which waits for it."""
+    group = dist.new_group([1, 3])
+    if rank not in (1, 3):
+        return ""
+    links = linked(group)
+    assert links is not None
+    peers = SharedMemoryPeers(links)
+    if rank == 3:
+        links.close()
+        return ""
+    with pytest.raises(RankLostError) as caught:
+        peers.receive(1, [])()
+    return str(caught.value)
+
+
+def test_errors_name_ranks_as_the_world_does(ranks: Callable[[int], Ranks]) -> None:
+    assert ranks(4).run(_of_some)[1] == "rank 3 has ended; its own output says why"
 
 
 def _lost(rank: int, world: int, share_memory: bool) -> tuple[str, float]:

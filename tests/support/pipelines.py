@@ -47,7 +47,7 @@ class Linear:
         return found
 
     def input_gradients(self, microbatch: int, gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-        x, mask, y = self._saved[microbatch]
+        _, mask, y = self._saved[microbatch]
         given = 2 * y if self._is_last else gradients[0]
         assert given is not None and gradients[1:] == ([] if self._is_last else [None, None])
         self._later[microbatch] = given * mask * (1 - y.square())
