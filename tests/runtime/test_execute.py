@@ -104,14 +104,7 @@ def _failing(rank: int, world: int, fault: str, share_memory: bool) -> tuple[str
     return str(caught.value), getattr(caught.value, "__notes__", []), time.monotonic() - started
 
 
-@pytest.mark.parametrize("share_memory", [True, False])
-@pytest.mark.parametrize("fault", ["raises", "gives"])
-def test_what_a_stage_raises_ends_all_ranks(fault: str, share_memory: bool) -> None:
-    ranks = Ranks(4)  # of their own: afterwards what they send each other does not fit together
-    try:
-        found = ranks.run(_failing, fault, share_memory, timeout=60)
-    finally:
-        ranks.close()
+def _check(found: list[tuple[str, list[str], float]], fault: str) -> None:
     said, notes, _ = found[2]
     moment = "stage 2, forward of microbatch 3"
     if fault == "raises":
@@ -127,9 +120,22 @@ def test_what_a_stage_raises_ends_all_ranks(fault: str, share_memory: bool) -> N
     assert max(seconds for _, _, seconds in found) < 10
 
 
+@pytest.mark.parametrize("fault", ["raises", "gives"])
+def test_what_a_stage_raises_ends_all_ranks(ranks: Callable[[int], Ranks], fault: str) -> None:
+    _check(ranks(4).run(_failing, fault, True, timeout=60), fault)
+
+
+def test_what_a_stage_raises_ends_all_ranks_that_wait_by_sockets() -> None:
+    ranks = Ranks(4)  # of their own: threads still wait in their group
+    try:
+        _check(ranks.run(_failing, "raises", False, timeout=60), "raises")
+    finally:
+        ranks.close()
+
+
 @pytest.mark.parametrize("share_memory", [True, False])
 def test_a_rank_that_is_killed_ends_the_others(share_memory: bool) -> None:
-    ranks = Ranks(4)
+    ranks = Ranks(4)  # of their own: one ends
     try:
         found = ranks.run(_failing, "killed", share_memory, timeout=40, lost=[2])
     finally:

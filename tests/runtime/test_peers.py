@@ -1,7 +1,5 @@
 """Messages between two ranks: the same through shared memory and through a process group, whatever is lost or wrong."""
 
-import os
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,7 +10,7 @@ from graphopt.errors import RankLostError, RankMismatchError
 from graphopt.runtime.group_peers import HostPeers, StreamPeers
 from graphopt.runtime.messages import TensorSpec
 from graphopt.runtime.neighbours import linked
-from graphopt.runtime.peers import Peers, SharedMemoryPeers, peers_of
+from graphopt.runtime.peers import Peers, SharedMemoryPeers
 from tests.support.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -158,29 +156,3 @@ def _of_some(rank: int, world: int) -> str:
 
 def test_errors_name_ranks_as_the_world_does(ranks: Callable[[int], Ranks]) -> None:
     assert ranks(4).run(_of_some)[1] == "rank 3 has ended; its own output says why"
-
-
-def _lost(rank: int, world: int, share_memory: bool) -> tuple[str, float]:
-    """Rank 1 ends while rank 0 waits for it."""
-    peers = peers_of(_group(), CPU, share_memory=share_memory)
-    specs, started = [TensorSpec((3,), torch.float32)], time.monotonic()
-    if rank == 1:
-        peers.send(0, [torch.ones(3)])
-        peers.flush()
-        time.sleep(0.2)
-        os._exit(1)
-    first, second = peers.receive(1, specs), peers.receive(1, specs)
-    assert float(first()[0].sum()) == 3
-    with pytest.raises(RankLostError) as caught:
-        second()
-    return str(caught.value), time.monotonic() - started
-
-
-@pytest.mark.parametrize("share_memory", [True, False])
-def test_a_rank_that_ends_is_named(share_memory: bool) -> None:
-    ranks = Ranks(2)  # of their own: one ends
-    try:
-        ((said, seconds),) = ranks.run(_lost, share_memory, timeout=20, lost=[1])
-    finally:
-        ranks.close()
-    assert said.startswith("rank 1 has ended") and seconds < 5
