@@ -141,8 +141,8 @@ class Links:
         """The others learn of it when they wait for this rank."""
         for neighbour, connection in self._sockets.items():
             connection.close()
-            for message in self._unsent[neighbour]:
-                _close(message)
+            while self._unsent[neighbour]:
+                _close(self._unsent[neighbour].popleft())
 
     def _new_segment(self, size: int, audience: frozenset[int]) -> Segment:
         file = os.memfd_create("graphopt")

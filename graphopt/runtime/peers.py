@@ -32,6 +32,10 @@ class Peers(Protocol):
         """Wait until what was sent arrives also if this process ends. May raise RankLostError if a receiver has."""
         ...
 
+    def close(self) -> None:
+        """After an error: exchange nothing any more. Whoever waits for this rank learns that it is lost."""
+        ...
+
 
 def peers_of(
     group: dist.ProcessGroup, device: torch.device, look: Look = unwatched, *, share_memory: bool = True
@@ -81,6 +85,9 @@ class SharedMemoryPeers:
     def flush(self) -> None:
         """What was offered stays in its segment for who reads it, though this process ends."""
         self.links.flush()
+
+    def close(self) -> None:
+        self.links.close()
 
 
 def _roomy(size: int) -> int:
