@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -96,11 +97,12 @@ def _failing(rank: int, world: int, fault: str, share_memory: bool) -> tuple[str
     alarm = Alarm.of_world()
     peers = world_peers(alarm, share_memory)
     made = type("Failing", (_Failing,), {"fault": fault}) if rank == 2 else Linear
-    started = time.monotonic()
+    started, threads = time.monotonic(), threading.active_count()
     with pytest.raises((ValueError, RankLostError, RankMismatchError)) as caught:
         along(published("1f1b", world, 8), peers, alarm, made)
     with pytest.raises(RankLostError):
         along(published("1f1b", world, 8), peers, alarm)
+    assert threading.active_count() == threads, "one that is left in gloo ends the process badly"
     return str(caught.value), getattr(caught.value, "__notes__", []), time.monotonic() - started
 
 
