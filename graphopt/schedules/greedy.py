@@ -17,8 +17,8 @@ Keys = list[tuple[list[float], ...]]
 class Problem:
     """What is to be scheduled. times, sizes: by stage, a microbatch's seconds and what it keeps alive (as bytes).
 
-    stages: by rank, those on it, ascending. caps: by rank, the most that may be alive on it, at least one microbatch on each
-    of its stages.
+    stages: by rank, those on it, ascending. caps: by rank, the most that may be alive on it, at least one microbatch on
+    each of its stages.
     """
 
     microbatches: int
@@ -30,11 +30,22 @@ class Problem:
     transfer_seconds: float
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How to place. patience: seconds that a rank waits for what has a lesser key than what it could run at once.
+
+    pace: seconds between the starts of microbatches, at least; where memory is short, all that fit at once are a jam.
+    """
+
+    patience: float = 0
+    pace: float = 0
+
+
 class _Placing:
     """What is placed so far: the ends of what each stage has done, by work, in the order of microbatches."""
 
-    def __init__(self, problem: Problem, keys: Keys, patience: float) -> None:
-        self.problem, self.keys, self.patience = problem, keys, patience
+    def __init__(self, problem: Problem, keys: Keys, manner: Manner) -> None:
+        self.problem, self.keys, self.manner = problem, keys, manner
         self.seconds = [tuple(times.of(work) for work in WORKS) for times in problem.times]
         self.ends: list[tuple[list[float], ...]] = [([], [], []) for _ in problem.times]
         self.free: list[float] = [0] * len(problem.stages)
@@ -56,12 +67,12 @@ class _Placing:
                     ready.append((self.keys[stage][work][len(self.ends[stage][work])], start, stage, work))
         if not ready:
             return None
-        latest = min(start for _, start, _, _ in ready) + self.patience
+        latest = min(start for _, start, _, _ in ready) + self.manner.patience
         _, start, stage, work = min(each for each in ready if each[1] <= latest)
         return start, stage, work
 
     def _start(self, rank: int, stage: int, work: int) -> float:
-        """When the stage's next microbatch of a work can start; infinite if what it needs is not there, or no memory."""
+        """When the stage's next microbatch of a work can start; infinite while what it needs or memory is missing."""
         ends = self.ends[stage]
         microbatch = len(ends[work])
         if work == _FORWARD:
@@ -73,7 +84,7 @@ class _Placing:
                 return inf
             before = stage + 1 if work == _INPUT and stage + 1 < len(self.ends) else -1
         if before < 0:
-            return self.free[rank]
+            return max(self.free[rank], microbatch * self.manner.pace) if work == _FORWARD else self.free[rank]
         given = self.ends[before][work]
         if microbatch >= len(given):
             return inf
@@ -83,8 +94,8 @@ class _Placing:
     def _fits(self, rank: int, stage: int) -> bool:
         """Whether a stage's next forward fits, and leaves room to end all microbatches, the earliest first.
 
-        Those are the safe states of Dijkstra's banker: once all before a microbatch have ended, what it and those after it
-        keep fits together with what it has still to take. The worst are the microbatches that are next on some stage.
+        Those are the safe states of Dijkstra's banker: once all before a microbatch have ended, what it and those after
+        it keep fits, together with what it has still to take. The worst are those that are next on some stage.
         """
         sizes, cap = self.problem.sizes, self.problem.caps[rank]
         spans = []  # of each stage: the first microbatch alive, the first not yet taken, the size of each
@@ -105,12 +116,12 @@ class _Placing:
         return True
 
 
-def place(problem: Problem, keys: Keys, patience: float = 0) -> tuple[Schedule, float]:
+def place(problem: Problem, keys: Keys, manner: Manner) -> tuple[Schedule, float]:
     """A schedule and its makespan: actions are placed in the order of their starts; of a rank's, the least key first.
 
-    On each stage microbatches are taken in ascending order. patience: seconds that a rank waits for what has a lesser key.
+    On each stage microbatches are taken in ascending order.
     """
-    placing = _Placing(problem, keys, patience)
+    placing = _Placing(problem, keys, manner)
     owner = problem.rank_of_stage
     choices = [placing.choose(rank) for rank in range(len(problem.stages))]
     while waiting := [choice for choice in choices if choice is not None]:
