@@ -38,7 +38,7 @@ def verification(depths: tuple[int, ...], repeats: int) -> dict[int, list[float]
 
 def _compiled(depth: int, *, verify: bool = True) -> tuple[float, float]:
     """Seconds and seconds of processor time to compile a Llama of that depth without weights."""
-    from graphopt.driver import lower
+    from graphopt.lowering import lower
     from graphopt.plan import Plan
 
     plan = dataclasses.replace(Plan.parse("zero=3"), verify=verify).resolve(8)

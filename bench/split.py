@@ -22,7 +22,7 @@ from graphopt.capture.export import capture
 from graphopt.cost.device import hardware_of
 from graphopt.cost.splitting import best_choice
 from graphopt.dimensions.space import space_of
-from graphopt.driver import lower
+from graphopt.lowering import lower
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import PassContext
 from graphopt.passes.pipeline import Pipeline

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from torch import nn
 
 from graphopt.driver import compile
-from graphopt.engine import engine_of
+from graphopt.pipelined import engine_of
 from graphopt.errors import (
     CaptureError,
     GraphoptError,

@@ -12,6 +12,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import TracingContext, tracing
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.tensor import DTensor
 from torch.fx import Graph, GraphModule
@@ -184,6 +185,11 @@ def distributed_tensor(local: torch.Tensor, like: DTensor) -> DTensor:
 def redistribute_in_place(tensor: DTensor, value: DTensor) -> None:
     """Have `tensor` lie over the ranks as `value` of the same global shape does, over its bytes; the object stays."""
     tensor._local_tensor, tensor._spec = value._local_tensor, value._spec
+
+
+def mesh_of_others(device_type: str, ranks: torch.Tensor, names: tuple[str, ...]) -> DeviceMesh:
+    """A mesh of ranks of which this is none: it says where something lies, and has no process groups."""
+    return DeviceMesh(device_type, ranks, mesh_dim_names=names, _init_backend=False)
 
 
 def default_store() -> Store:

@@ -14,11 +14,13 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from graphopt._torch import compiled_call, install_compiled_call, reparametrized
 from graphopt.capture.arguments import CallSpec, flatten_call
+from graphopt.capture.call import Loss, StepCall, loss_of
 from graphopt.capture.guards import AttributeGuard, CallKey, ModelState, ShapeGuard
 from graphopt.capture.surroundings import Surroundings
 from graphopt.emit.bridge import Executable, Gradients, Invocation, call_with_autograd
 from graphopt.errors import CaptureError, GraphoptError, RankMismatchError
 from graphopt.ir import OutputKind, ParameterLayout
+from graphopt.microbatches import joined, microbatches
 from graphopt.plan import Plan
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree
@@ -68,12 +70,14 @@ class Engine:
         mesh: DeviceMesh | None,
         specialize: Specialize,
         settle: Callable[[Mapping[str, ParameterLayout]], None],
+        loss: Loss | None = None,
     ) -> None:
         self.model = model
         self.plan = plan
         self.runtime = runtime
         self.report: Report | None = None
         self.synchronizes = True
+        self.loss = loss
         self._mesh = mesh
         self._group = None if mesh is None else dist.group.WORLD
         self._specialize = specialize
@@ -88,7 +92,7 @@ class Engine:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._eager or torch.compiler.is_exporting():
-            return self._original(*args, **kwargs)
+            return call_uncompiled(self.model, *args, **kwargs)
         try:
             tensors, spec = flatten_call(args, kwargs)
         except CaptureError as error:
@@ -96,7 +100,7 @@ class Engine:
                 raise
             self._say(f"{error}; this call runs uncompiled with its parameters gathered")
             with self.gathered():
-                return self._original(*args, **kwargs)
+                return call_uncompiled(self.model, *args, **kwargs)
         if self.plan.precision is not None:
             dtype = self.plan.precision.compute_dtype
             tensors = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
@@ -106,6 +110,27 @@ class Engine:
             self.runtime.resident.invalidate()
             self._last = chosen
         return chosen.template.build(self._run(chosen, args, kwargs, tensors))
+
+    def train_step(self, batch: Any, target: Any = None) -> torch.Tensor:
+        """Forward and backward of a batch, in as many microbatches as the plan says, whose gradients are added up.
+
+        Returns the mean loss. Raises PlanError if the batch has fewer rows than there are microbatches, GraphoptError
+        if the model returns no loss.
+        """
+        call = StepCall.of(batch, target, self.loss)
+        parts = microbatches(call.tensors, self.plan.microbatches)
+        losses = []
+        for index, part in enumerate(parts):
+            with self.no_sync() if index < len(parts) - 1 else contextlib.nullcontext(), torch.enable_grad():
+                loss = loss_of(call.with_tensors(part.tensors).run(self.model))
+                (loss * part.share).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return joined(losses, parts)
+
+    def eval_step(self, batch: Any, target: Any = None) -> Any:
+        """What the model returns for a batch, or its loss for a target, without gradients."""
+        with torch.no_grad():
+            return StepCall.of(batch, target, self.loss).run(self.model)
 
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Compile for such a call now."""
@@ -232,14 +257,6 @@ class Engine:
 
         return call
 
-    def _original(self, *args: Any, **kwargs: Any) -> Any:
-        """The call as it was before `compile`, hooks included."""
-        install_compiled_call(self.model, None)
-        try:
-            return self.model(*args, **kwargs)
-        finally:
-            install_compiled_call(self.model, self)
-
     def _say(self, message: str) -> None:
         """Log a fallback or a recompilation, once."""
         if message not in self._said:
@@ -247,12 +264,14 @@ class Engine:
             log.warning("%s: %s", type(self.model).__name__, message)
 
 
-def engine_of(model: nn.Module) -> Engine:
-    """The engine of a compiled model. Raises GraphoptError for any other."""
+def call_uncompiled(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The call as it was before `compile`, hooks included."""
     engine = compiled_call(model)
-    if not isinstance(engine, Engine):
-        raise GraphoptError(f"this {type(model).__name__} is not compiled; call graphopt.compile(model, plan) first")
-    return engine
+    install_compiled_call(model, None)
+    try:
+        return model(*args, **kwargs)
+    finally:
+        install_compiled_call(model, engine)
 
 
 def _named(executable: Executable, results: list[Any]) -> Gradients:

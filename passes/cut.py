@@ -81,7 +81,8 @@ class Cut(Pass):
         context.statistics.update(crossing="|".join(map(str, sizes)))
         for name, stages in _stages_of_parameters(row, places).items():
             context.layouts[name] = context.layouts[name].on_stages(stages)
-        keep_stage(program, row, ends[self.options.stage], ends[self.options.stage + 1])
+        stage = self.options.stage
+        keep_stage(program, row, ends[stage], ends[stage + 1], context.fake_mode)
         return True
 
     def _balanced(self, row: Row, context: PassContext) -> list[int]:

@@ -78,7 +78,9 @@ class _Recording:
             for index in self.seeded:
                 result = results[index]
                 assert result is not None
-                values.append(torch.empty_like(result.meta["val"], requires_grad=False))
+                is_sent = self.program.outputs[index].kind is OutputKind.SENT  # what comes back is contiguous
+                layout = torch.contiguous_format if is_sent else torch.preserve_format
+                values.append(torch.empty_like(result.meta["val"], requires_grad=False, memory_format=layout))
                 self.inputs.append(Input(InputKind.TANGENT, self.program.outputs[index].name))
         return values
 

@@ -55,10 +55,10 @@ def reduced_before(reduction: fx.Node) -> fx.Node | None:
     node = sources_of(reduction)[0]
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
         (source,) = node.all_input_nodes
-        if node.target is WAIT:
-            launch = launch_of(source)
-            return launch[0].node if launch is not None and launch[0].node.target in REDUCTIONS else None
-        node = source
+        launch = launch_of(source) if node.target is WAIT else None
+        if launch is not None and launch[0].node.target in REDUCTIONS:
+            return launch[0].node
+        node = source  # of a gather, too: what ranks hold in parts may be joined before it is summed further
     return None
 
 

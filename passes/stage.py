@@ -1,13 +1,15 @@
 """One stage of a pipeline: what it runs of a forward program, what it receives and what it sends."""
 
+import torch
 from torch import fx
 
+from graphopt._torch import FakeTensorMode
 from graphopt.ir import Input, InputKind, Output, OutputKind, Program, annotate
 from graphopt.passes.crossing import Row
 from graphopt.passes.rewrite import remove_dead
 
 
-def keep_stage(program: Program, row: Row, first: int, behind: int) -> None:
+def keep_stage(program: Program, row: Row, first: int, behind: int, fake_mode: FakeTensorMode) -> None:
     """Leave of `program` the calls of `row` from place `first` to before place `behind`.
 
     What those before give is received, what those behind read is sent on, in the order in which it is made: `name`s of
@@ -23,7 +25,8 @@ def keep_stage(program: Program, row: Row, first: int, behind: int) -> None:
         if (first <= row.place[node] < behind if node in row.place else is_last)
     ]
     results += [(Output(OutputKind.SENT, node.name, node in row.tracked), node) for node in sent]
-    arrived = {node: _receive(program, node, node in row.tracked) for node in received}
+    with fake_mode:
+        arrived = {node: _receive(program, node, node in row.tracked) for node in received}
     for node, placeholder in arrived.items():
         node.replace_all_uses_with(placeholder, lambda user: user.op != "output")
     program.set_results([arrived.get(node, node) for _, node in results], [role for role, _ in results])
@@ -37,5 +40,6 @@ def keep_stage(program: Program, row: Row, first: int, behind: int) -> None:
 
 
 def _receive(program: Program, node: fx.Node, requires_grad: bool) -> fx.Node:
-    placeholder = program.add_input(Input(InputKind.RECEIVED, node.name, requires_grad), node.meta["val"])
+    value = torch.empty_like(node.meta["val"], memory_format=torch.contiguous_format)  # however it was sent
+    placeholder = program.add_input(Input(InputKind.RECEIVED, node.name, requires_grad), value)
     return annotate(placeholder, like=node)

@@ -7,10 +7,12 @@ import hypothesis
 import pytest
 import torch
 
+import tests.support.preloaded  # noqa: F401
+from tests.support import captures
 from tests.support.ranks import Ranks
 
 # A change is judged by the same examples each time; new ones are the nightly run's.
-hypothesis.settings.register_profile("ci", max_examples=30, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("ci", max_examples=20, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)
@@ -29,6 +31,12 @@ def ranks() -> Iterator[Callable[[int], Ranks]]:
     yield get
     for pool in pools.values():
         pool.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _captured_once() -> Iterator[None]:
+    with captures.captured_once():
+        yield
 
 
 @pytest.fixture(autouse=True)

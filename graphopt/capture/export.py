@@ -20,6 +20,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from graphopt._torch import BatchNorm, FakeTensorMode, new_fake_mode, reparametrized, tracing_with
 from graphopt.capture.arguments import CallSpec
+from graphopt.capture.call import call_model
 from graphopt.capture.assignments import settled
 from graphopt.capture.checkpoints import MarkCheckpoints, without_reentrance
 from graphopt.capture.gradients import KeepNoGrad, reader_of_lost_values, refuse_custom_functions
@@ -72,6 +73,7 @@ def capture(
     spec: CallSpec,
     names: list[str],
     *,
+    apply: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any] = call_model,
     compute_dtype: torch.dtype | None = None,
     contiguous: bool = False,
     dynamic: Callable[[str, int], tuple[int, ...]] | None = None,
@@ -79,6 +81,7 @@ def capture(
     """Capture one call of `model` as a functional forward graph.
 
     tensors, spec: the call, from `flatten_call`; names: of its tensors. Only shapes, dtypes and devices are read.
+    apply: what is captured: (model, args, kwargs) -> what is returned.
     compute_dtype: dtype that floating parameters and inputs are captured in; None for their own.
     contiguous: whether parameters will lie so, as distributed ones do, whatever strides they have now.
     dynamic: (name, number of dimensions) -> the dimensions of that tensor whose size stays symbolic.
@@ -100,7 +103,7 @@ def capture(
         args, kwargs = spec.rebuild(values)
         outputs: list[torch.Tensor] = []
         with shared.lent(), settled(module), watched():
-            templates.append(take_apart(module(*args, **kwargs), outputs))
+            templates.append(take_apart(apply(module, args, kwargs), outputs))
             refuse_custom_functions(outputs)
         return tuple(outputs)
 

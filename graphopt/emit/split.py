@@ -1,5 +1,6 @@
-"""Step graph -> a forward half and a backward half, where the user calls backward himself."""
+"""Step graph -> a forward half and a backward half, and that in two parts where a pipeline wants it so."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -27,11 +28,11 @@ def split(step: Program) -> Halves:
     gradients = list(step.results_of(*GRADIENTS))
     kept = [*step.results_of(OutputKind.BUFFER), *step.results_of(OutputKind.USER), *step.results_of(OutputKind.SENT)]
     if not gradients:
-        return Halves(_part(step, step.compute_nodes(Phase.FORWARD), kept, None), None)
+        return Halves(_part(step, step.compute_nodes(Phase.FORWARD), kept, _no_tangent), None)
     saved = _saved(backward_nodes, [node for _, node in gradients])
     saved_outputs = [(Output(OutputKind.SAVED, node.name), node) for node in saved]
-    forward = _part(step, step.compute_nodes(Phase.FORWARD), [*kept, *saved_outputs], None)
-    return Halves(forward, _part(step, backward_nodes, gradients, saved))
+    forward = _part(step, step.compute_nodes(Phase.FORWARD), [*kept, *saved_outputs], _no_tangent)
+    return Halves(forward, _part(step, backward_nodes, gradients, _any_tangent, saved))
 
 
 def _saved(backward_nodes: list[fx.Node], gradients: list[fx.Node | None]) -> list[fx.Node]:
@@ -41,10 +42,51 @@ def _saved(backward_nodes: list[fx.Node], gradients: list[fx.Node | None]) -> li
     return sorted({n for n in read if n.op == "call_function" and facts_of(n).phase is Phase.FORWARD})
 
 
+def split_backward(backward: Program) -> tuple[Program, Program]:
+    """Cut a backward half in two: gradients of what was received, for which the stage before waits, then all others.
+
+    The second reads what the first has saved for it, beside what it needs of the half's own inputs (Qi et al. 2023).
+    """
+    first: set[fx.Node] = set()
+    todo = [node for _, node in backward.results_of(OutputKind.RECEIVED_GRADIENT) if node is not None]
+    while todo:
+        node = todo.pop()
+        if node.op == "call_function" and node not in first:
+            first.add(node)
+            todo += node.all_input_nodes
+    returned = list(backward.results_of(OutputKind.RECEIVED_GRADIENT))
+    others = [(role, node) for role, node in backward.results_of(*GRADIENTS) if (role, node) not in returned]
+    calls = backward.compute_nodes()
+    early, late = [n for n in calls if n in first], [n for n in calls if n not in first]
+    read = {source for node in late for source in node.all_input_nodes} | {node for _, node in others}
+    handed_on = [(Output(OutputKind.SAVED, node.name), node) for node in early if node in read]
+    return (
+        _part(backward, early, [*returned, *handed_on], _needed),
+        _part(backward, late, others, _needed, [node for _, node in handed_on]),
+    )
+
+
+def _no_tangent(role: Input, is_read: bool) -> bool:
+    return is_read and role.kind is not InputKind.TANGENT
+
+
+def _any_tangent(role: Input, is_read: bool) -> bool:
+    return is_read or role.kind is InputKind.TANGENT
+
+
+def _needed(role: Input, is_read: bool) -> bool:
+    return is_read
+
+
 def _part(
-    step: Program, nodes: list[fx.Node], results: list[tuple[Output, fx.Node | None]], saved: list[fx.Node] | None
+    program: Program,
+    nodes: list[fx.Node],
+    results: list[tuple[Output, fx.Node | None]],
+    is_input: Callable[[Input, bool], bool],
+    saved: Sequence[fx.Node] = (),
 ) -> Program:
-    """A program of `nodes` alone; what they read of the rest is its input. `saved` is given for the backward half."""
+    """A program of `nodes` alone, which reads inputs, those that are chosen by role and whether they are read, and
+    saved values; tangents last."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     inputs: list[Input] = []
@@ -57,14 +99,15 @@ def _part(
         copies[node].meta = dict(node.meta)
         inputs.append(role)
 
-    pairs = list(zip(step.inputs, step.placeholders, strict=True))
-    for role, node in pairs:
-        if role.kind is not InputKind.TANGENT and node in needed:
+    pairs = zip(program.inputs, program.placeholders, strict=True)
+    wanted = [(role, node) for role, node in pairs if is_input(role, node in needed)]
+    for role, node in wanted:
+        if role.kind is not InputKind.TANGENT:
             add(role, node)
-    for node in saved or ():
+    for node in saved:
         add(Input(InputKind.SAVED, node.name), node)
-    for role, node in pairs:
-        if role.kind is InputKind.TANGENT and saved is not None:
+    for role, node in wanted:
+        if role.kind is InputKind.TANGENT:
             add(role, node)
     for node in nodes:
         missing = [source.name for source in node.all_input_nodes if source not in copies]
@@ -74,5 +117,5 @@ def _part(
             )
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] if node is not None else None for _, node in results))
-    module = fx.GraphModule(step.module, graph)
-    return Program(module, inputs, [role for role, _ in results], Level.STEP, step.aliases, step.constants)
+    module = fx.GraphModule(program.module, graph)
+    return Program(module, inputs, [role for role, _ in results], Level.STEP, program.aliases, program.constants)

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from torch import fx, nn
 
-from graphopt.driver import lower
+from graphopt.lowering import lower
 from graphopt.errors import GraphoptError
 from graphopt.inspect.exchanges import Values
 from graphopt.inspect.outcome import Outcome, eager_outcome, inputs_of, program_outcome, whole_batch_outcome

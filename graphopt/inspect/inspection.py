@@ -10,7 +10,7 @@ from torch import nn
 
 from graphopt.cost.hardware import Hardware
 from graphopt.cost.simulator import Schedule, simulate
-from graphopt.driver import lower
+from graphopt.lowering import lower
 from graphopt.emit.split import Halves
 from graphopt.emit.standalone import standalone_source
 from graphopt.errors import GraphoptError

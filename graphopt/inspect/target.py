@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from graphopt.driver import as_call
+from graphopt.capture.call import as_call
 from graphopt.errors import GraphoptError
 from graphopt.nearest import nearest
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from graphopt.capture.arguments import flatten_call
-from graphopt.driver import Compilation
+from graphopt.lowering import Compilation
 from graphopt.inspect.exchanges import Values
 from graphopt.ir import ParameterLayout
 from graphopt.plan import Plan

@@ -29,6 +29,7 @@ class Collectives:
 
         device: where the tensors are. share_memory: whether ranks on one machine may exchange through its memory.
         """
+        self.device = device
         self._groups = dict(groups)
         self.alarm = Alarm.of_world() if groups else Alarm(None, 0, 1)
         look = self.alarm.look

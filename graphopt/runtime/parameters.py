@@ -84,12 +84,15 @@ def lay_out(
 ) -> dict[str, torch.Tensor]:
     """Have replicated parameters lie over the ranks as their layouts say; the objects stay. Nothing is communicated.
 
+    What lies on other ranks altogether is let alone.
     in_place: keep what a rank's program sees of a parameter allocated, and let the shard be a part of it (ZeRO 1 and
     2). Returns the storage of those, [ranks * shard rows, ...], by name; empty unless `in_place`.
     """
     allocated: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor)
+        if parameter.device_mesh.get_coordinate() is None:
+            continue
         layout = layouts[name]
         storage, distributed = _laid_out(local_tensor(parameter), layout, mesh, in_place)
         if in_place and not layout.is_whole:

@@ -1,6 +1,6 @@
 """Pipeline schedules as data: the published ones, others by search, when each action runs, what ranks exchange."""
 
-from graphopt.schedules.actions import Action, Schedule, Work, check
+from graphopt.schedules.actions import Action, Schedule, Work, check, forwards
 from graphopt.schedules.bounds import live_bound, peak_live
 from graphopt.schedules.exchange import Compute, Receive, Send, Step, steps
 from graphopt.schedules.published import NAMES, published
@@ -19,6 +19,7 @@ __all__ = [
     "Timeline",
     "Work",
     "check",
+    "forwards",
     "live_bound",
     "peak_live",
     "published",

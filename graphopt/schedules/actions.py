@@ -97,6 +97,12 @@ class Schedule:
         return schedule
 
 
+def forwards(schedule: Schedule) -> Schedule:
+    """The forwards of a schedule alone, in its order."""
+    rows = tuple(tuple(action for action in row if action.work is Work.FORWARD) for row in schedule.rows)
+    return Schedule(f"forwards of {schedule.name}", schedule.microbatches, schedule.rank_of_stage, rows)
+
+
 def given(action: Action) -> Action:
     """What others wait for when they wait for an action: a whole backward gives what gradients of inputs give."""
     if action.work is Work.BACKWARD:

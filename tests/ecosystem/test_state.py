@@ -20,9 +20,11 @@ SHARDED = Zero(3, whole_below=64)
 
 def _trained(plan: Plan, rank: int, world: int, seed: int = 0, steps: int = 2) -> tuple[Any, Any, dict[str, Any]]:
     torch.manual_seed(seed)
+    plan = plan.resolve(world)
     model = graphopt.compile(LLAMA.build().train(), plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    part = LLAMA.part(LLAMA.batch(), rank, world)
+    replicas = plan.data_parallel_ranks
+    part = LLAMA.part(LLAMA.batch(), rank * replicas // world, replicas)
     for _ in range(steps):
         model(**part).loss.backward()
         optimizer.step()
@@ -30,16 +32,16 @@ def _trained(plan: Plan, rank: int, world: int, seed: int = 0, steps: int = 2) -
     return model, optimizer, part
 
 
-def _save(rank: int, world: int, folder: str) -> dict[str, torch.Tensor]:
-    model, optimizer, _ = _trained(Plan(zero=SHARDED), rank, world)
+def _save(rank: int, world: int, folder: str, plan: Plan) -> dict[str, torch.Tensor]:
+    model, optimizer, _ = _trained(plan, rank, world)
     parameters, state = get_state_dict(model, optimizer)
     dcp.save({"model": parameters, "optimizer": state}, checkpoint_id=folder)
     moments = {f"{n}.m": whole(optimizer.state[p]["exp_avg"]) for n, p in model.named_parameters()}
     return {**{n: whole(p) for n, p in model.named_parameters()}, **moments}
 
 
-def _load(rank: int, world: int, folder: str, stage: int) -> dict[str, torch.Tensor]:
-    model, optimizer, _ = _trained(Plan(zero=Zero(stage, whole_below=64)), rank, world, seed=1, steps=1)
+def _load(rank: int, world: int, folder: str, plan: Plan) -> dict[str, torch.Tensor]:
+    model, optimizer, _ = _trained(plan, rank, world, seed=1, steps=1)
     parameters, state = get_state_dict(model, optimizer)
     dcp.load({"model": parameters, "optimizer": state}, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=parameters, optim_state_dict=state)
@@ -50,11 +52,26 @@ def _load(rank: int, world: int, folder: str, stage: int) -> dict[str, torch.Ten
 @pytest.mark.parametrize("stage", [1, 3])
 @pytest.mark.parametrize("world", [1, 4])
 def test_a_checkpoint_of_two_ranks_loads_on_other_numbers(ranks, tmp_path: Path, world: int, stage: int) -> None:
-    saved = ranks(2).run(_save, str(tmp_path / "checkpoint"))[0]
-    arguments = (str(tmp_path / "checkpoint"), stage)
-    loaded = _load(0, 1, *arguments) if world == 1 else ranks(4).run(_load, *arguments)[0]
-    assert saved.keys() == loaded.keys()
-    assert [name for name, value in saved.items() if not torch.equal(value, loaded[name])] == []
+    folder = str(tmp_path / "checkpoint")
+    saved = ranks(2).run(_save, folder, Plan(zero=SHARDED))[0]
+    plan = Plan(zero=Zero(stage, whole_below=64))
+    loaded = _load(0, 1, folder, plan) if world == 1 else ranks(4).run(_load, folder, plan)[0]
+    assert _different(saved, loaded) == []
+
+
+def test_a_checkpoint_of_split_layers_loads_on_other_meshes(ranks, tmp_path: Path) -> None:
+    folder = str(tmp_path / "checkpoint")
+    saved = ranks(4).run(_save, folder, Plan(mesh={"dp": 2, "tp": 2}, zero=SHARDED))[0]
+    for mesh, stage in (({"dp": 4}, 3), ({"tp": 4}, 0), ({"dp": 1, "tp": 4}, 1)):
+        for loaded in ranks(4).run(_load, folder, Plan(mesh=mesh, zero=Zero(stage, whole_below=64))):
+            assert _different(saved, loaded) == [], mesh
+    assert _different(saved, _load(0, 1, folder, Plan())) == []
+
+
+def _different(saved: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor]) -> list[str]:
+    """Names of what differs in any bit, or is on one side only."""
+    both = saved.keys() & loaded.keys()
+    return [*(saved.keys() ^ loaded.keys()), *(name for name in both if not torch.equal(saved[name], loaded[name]))]
 
 
 def _state_dicts(rank: int, world: int) -> list[float]:

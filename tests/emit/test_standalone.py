@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphopt.driver import Compilation
+from graphopt.lowering import Compilation
 from graphopt.emit.index_bounds import index_bound
 from graphopt.emit.module import load_source
 from graphopt.emit.split import split

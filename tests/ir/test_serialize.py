@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from graphopt._torch import new_fake_mode
-from graphopt.driver import lower, pipeline_text
+from graphopt.lowering import lower
+from graphopt.planned import pipeline_text
 from graphopt.errors import GraphoptError
 from graphopt.ir import Input, InputKind, Level, Output, OutputKind, Program
 from graphopt.ir.printer import format_program

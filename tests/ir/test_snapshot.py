@@ -1,6 +1,6 @@
 """A snapshot keeps a program as it was while passes change it."""
 
-from graphopt.driver import lower
+from graphopt.lowering import lower
 from graphopt.ir import Program
 from graphopt.ir.printer import format_program
 from graphopt.ir.snapshot import Snapshot, copied

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphopt.driver import Compilation, lower
+from graphopt.lowering import Compilation, lower
 from graphopt.inspect.workload import Workload
 from graphopt.ir import Program
 from graphopt.ir.snapshot import copied

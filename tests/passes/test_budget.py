@@ -13,7 +13,7 @@ from graphopt.cost.frontier import Frontier
 from graphopt.cost.operations import work_of
 from graphopt.cost.refine import Refinement
 from graphopt.cost.repetition import Timeline
-from graphopt.driver import lower
+from graphopt.lowering import lower
 from graphopt.errors import PassError
 from graphopt.inspect.differential import check
 from graphopt.ir import Level, Phase, Program, facts_of

@@ -35,8 +35,14 @@ MODELS: dict[str, Blocks] = {
 }
 
 
-@pytest.mark.parametrize("options", ["", ",sequence=true"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param(name, options, marks=() if (index + other) % 2 == 0 else pytest.mark.long)
+        for index, name in enumerate(MODELS)
+        for other, options in enumerate(("", ",sequence=true"))
+    ],
+)
 def test_parts_of_the_batch_give_what_all_of_it_does(name: str, options: str) -> None:
     model, batch = MODELS[name], tokens()
     split = split_program(model, batch, 2, options, chunks=2)

@@ -15,7 +15,7 @@ from graphopt import Offload, Plan, PlanError
 from graphopt.cost.hardware import Hardware, Link
 from graphopt.cost.memory import Memory, memory
 from graphopt.cost.simulator import simulate
-from graphopt.driver import Compilation, lower
+from graphopt.lowering import Compilation, lower
 from graphopt.errors import OffloadError, PassError
 from graphopt.inspect.differential import check
 from graphopt.ir import Phase, Program, facts_of
@@ -71,11 +71,11 @@ def test_training_on_one_rank_is_bitwise_that_in_memory(name: str) -> None:
     assert _trained(0, 1, name, ["zero=0", f"offload=host,{ALL}", f"offload=disk,{ALL}"]) == [[], []]
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_training_on_two_ranks_is_bitwise_that_in_memory(ranks, stage: int) -> None:
-    plans = [f"zero={stage}", f"zero={stage},offload=disk,{ALL}", f"zero={stage},remat=full,offload=host,{ALL}"]
-    for found in ranks(2).run(_trained, "gpt2 with dropout", plans):
-        assert found == [[], []]
+def test_training_on_two_ranks_is_bitwise_that_in_memory(ranks) -> None:
+    in_files = [f"zero={stage},offload=disk,{ALL}" for stage in range(4)]
+    computed_again = [f"zero={stage},remat=full,offload=host,{ALL}" for stage in (1, 3)]
+    for found in ranks(2).run(_trained, "gpt2 with dropout", ["zero=0", *in_files, *computed_again]):
+        assert found == [[]] * 6
 
 
 def _peak(rank: int, world: int, name: str, plan: str) -> tuple[int, Memory]:

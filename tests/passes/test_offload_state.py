@@ -43,11 +43,10 @@ def test_training_on_one_rank_is_bitwise_that_in_memory(name: str) -> None:
     assert _trained(0, 1, name, ["zero=0", *others]) == [[], [], []]
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_training_on_two_ranks_is_bitwise_that_in_memory(ranks, stage: int) -> None:
-    plans = [f"zero={stage}", f"zero={stage},{STATE}"]
+def test_training_on_two_ranks_is_bitwise_that_in_memory(ranks) -> None:
+    plans = ["zero=0", *(f"zero={stage},{STATE}" for stage in range(4))]
     for found in ranks(2).run(_trained, "gpt2", plans):
-        assert found == [[]]
+        assert found == [[]] * 4
 
 
 def _peak(rank: int, world: int, name: str, plan: str) -> tuple[int, Memory]:

@@ -12,15 +12,16 @@ from graphopt import Plan
 from graphopt.cost.communication import communication
 from graphopt.cost.hardware import Hardware, Link
 from graphopt.cost.simulator import simulate
-from graphopt.driver import pipeline_text
+from graphopt.planned import pipeline_text
 from graphopt.errors import VerificationError
 from graphopt.ir import OutputKind, Phase, Program
-from graphopt.ir.collectives import WAIT, collectives_of, launch_of, sources_of, waits_of
-from graphopt.passes.reductions import REDUCTIONS
+from graphopt.ir.collectives import WAIT, collective_of, collectives_of, launch_of, sources_of, waits_of
+from graphopt.passes.reductions import REDUCTIONS, by_level
 from graphopt.verify.verifier import Verifier
 from tests.support.programs import lowered
 from tests.support.split_models import Blocks, Mlp, tokens
 from tests.support.training import Trained, same_bits, train
+from tests.support.zoo import ZOO
 
 REDUCE = torch.ops._c10d_functional.all_reduce.default
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -93,7 +94,7 @@ def test_a_step_takes_less_time_where_sums_travel_beside_it() -> None:
     def seconds(passes: str) -> float:
         programs: list[Program] = []
         made = Plan(mesh={"cp": 2}, passes=passes).resolve(2)
-        graphopt.driver.lower(model, (), batch, made, observer=lambda _, program: programs.append(program))
+        graphopt.lowering.lower(model, (), batch, made, observer=lambda _, program: programs.append(program))
         return simulate(programs[-1], made.mesh, hardware).total_seconds
 
     inline, bucketed = text[: text.index(",bucket")], text[: text.index(",schedule")]
@@ -108,6 +109,17 @@ def test_only_shards_travel_over_the_other_axis() -> None:
         assert [(launch.kind, launch.axis) for launch in launches] == [("reduce-scatter", "dp")]  # as they came
     moved = communication(program, {"dp": 2, "cp": 2}).bytes
     assert moved["all-reduce", "cp"] == moved["reduce-scatter", "dp"]  # twice a half of a half; a half of the whole
+
+
+def test_what_is_summed_gathered_and_summed_again_is_in_buckets_of_its_own() -> None:
+    """Weights over a vocabulary that `tp` does not divide: of their gradients ranks have parts, and keep the whole."""
+    text = "dp=2,cp=2,tp=2,zero=3,zero.whole_below=64,verify=true"
+    program = lowered(text, 8, ZOO["llama"].build(), **ZOO["llama"].batch())[1]
+    levels = [[collective_of(node) for node in level] for level in by_level(program.compute_nodes())]
+    assert [{(c.kind, c.axis) for c in level if c} for level in levels] == [
+        {("reduce-scatter", "dp"), ("all-reduce", "cp")},
+        {("reduce-scatter", "dp"), ("all-reduce", "cp")},
+    ]
 
 
 def test_gradients_are_summed_over_every_axis_in_the_dtype_of_sums() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from graphopt.driver import lower
+from graphopt.lowering import lower
 from graphopt.errors import GraphoptError, PassError, VerificationError
 from graphopt.inspect.replay import message_of
 from graphopt.ir import Level, Program

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from graphopt import Plan
-from graphopt.driver import planned_pipeline
+from graphopt.planned import planned_pipeline
 from graphopt.errors import PassError
 from graphopt.inspect.differential import check
 from graphopt.ir import OutputKind

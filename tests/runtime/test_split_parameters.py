@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 import graphopt
 from graphopt import Plan, Zero
 from graphopt._torch import local_tensor
-from graphopt.driver import lower, pipeline_text, planned_pipeline
+from graphopt.lowering import lower
+from graphopt.planned import pipeline_text, planned_pipeline
 from graphopt.errors import PassError
 from graphopt.ir import ParameterLayout
 from graphopt.optim import AdamW

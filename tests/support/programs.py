@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphopt.driver import Compilation, lower
+from graphopt.lowering import Compilation, lower
 from graphopt.ir import Program
 from graphopt.passes.pipeline import PassRecord
 from graphopt.plan import Plan

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from tests.support.captures import captured_once
+
 
 class RankFailed(AssertionError):
     """A function raised on some rank, or did not come back in time."""
@@ -28,7 +30,8 @@ class Ranks:
         self.world = world
         self._folder = tempfile.TemporaryDirectory(prefix="ranks")
         self._stacks = [Path(self._folder.name) / f"stacks{rank}" for rank in range(world)]
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.support.preloaded"])
         self._tasks = [context.Queue() for _ in range(world)]
         self._results = context.Queue()
         store = str(Path(self._folder.name) / "store")
@@ -97,17 +100,18 @@ def _serve(rank: int, world: int, store: str, stacks: str, tasks: Any, results: 
     with open(stacks, "w", encoding="utf-8") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         torch.set_num_threads(1)
-        for number in itertools.count():
-            task = tasks.get()
-            if task is None:
-                return
-            function, args = task
-            # Groups of gloo have threads that wake up many times a second: those of one task end with it.
-            dist.init_process_group("gloo", init_method=f"file://{store}{number}", rank=rank, world_size=world)
-            try:
-                torch.manual_seed(0)
-                results.put((rank, True, function(rank, world, *args)))
-            except BaseException:
-                results.put((rank, False, traceback.format_exc()))
-            dist.destroy_process_group()
-            gc.collect()
+        with captured_once():
+            for number in itertools.count():
+                task = tasks.get()
+                if task is None:
+                    return
+                function, args = task
+                # Groups of gloo have threads that wake up many times a second: those of one task end with it.
+                dist.init_process_group("gloo", init_method=f"file://{store}{number}", rank=rank, world_size=world)
+                try:
+                    torch.manual_seed(0)
+                    results.put((rank, True, function(rank, world, *args)))
+                except BaseException:
+                    results.put((rank, False, traceback.format_exc()))
+                dist.destroy_process_group()
+                gc.collect()

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import note, reject
 
 from graphopt import Plan, Remat
-from graphopt.driver import lower
+from graphopt.lowering import lower
 from graphopt.errors import PassError
 from tests.support.drawn import judge
 from tests.support.drawn.example import Example
