@@ -1,4 +1,7 @@
-"""Real gloo ranks, started once and shared by all tests: starting a process that imports torch takes seconds."""
+"""Real gloo ranks, started once and shared by all tests: starting a process that imports torch takes seconds.
+
+They are forked from a server that has imported it, which is itself started once.
+"""
 
 import contextlib
 import faulthandler
