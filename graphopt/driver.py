@@ -35,7 +35,7 @@ from graphopt.runtime.peers import peers_of
 from graphopt.runtime.stage_parameters import leave_to_stages
 from graphopt.runtime.state import Runtime
 from graphopt.schedules import Schedule
-from graphopt.stages import Site, compile_stage
+from graphopt.stages import Site, compile_stages
 
 
 def compile(
@@ -117,8 +117,8 @@ def _pipelined_engine(site: Site, mesh: DeviceMesh, loss: Loss | None) -> Pipeli
     group = mesh.get_group(plan.pipeline_axis)
     peers = peers_of(group, site.device, alarm.look, share_memory=plan.transport == "auto")
     settle = functools.partial(_settle_stages, site, mesh, schedule)
-    compile_one = functools.partial(compile_stage, site, schedule)
-    return PipelinedEngine(site.model, plan, site.runtime, mesh, schedule, compile_one, settle, peers, loss)
+    compile_own = functools.partial(compile_stages, site, schedule)
+    return PipelinedEngine(site.model, plan, site.runtime, mesh, schedule, compile_own, settle, peers, loss)
 
 
 def _settle_stages(site: Site, mesh: DeviceMesh, schedule: Schedule, layouts: Layouts) -> None:

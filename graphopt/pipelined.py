@@ -73,14 +73,14 @@ class Progress:
     runs: Mapping[int, StageRun]
 
 
-CompileStage = Callable[[StepCall, int], CompiledStage]
+CompileStages = Callable[[StepCall, Sequence[int]], Mapping[int, CompiledStage]]
 Settle = Callable[[Mapping[str, ParameterLayout]], None]
 
 
 class PipelinedEngine:
     """The steps of a model that is cut into stages. A call of the model itself is an error: no rank has all of it.
 
-    mesh: of all axes. schedule: of a step. compile_stage: compiles one stage for a call. settle: has the parameters lie
+    mesh: of all axes. schedule: of a step. compile_stages: compiles stages for a call. settle: has the parameters lie
     as the first compilation took them to. peers: the ranks of the pipeline.
     """
 
@@ -91,7 +91,7 @@ class PipelinedEngine:
         runtime: Runtime,
         mesh: DeviceMesh,
         schedule: Schedule,
-        compile_stage: CompileStage,
+        compile_stages: CompileStages,
         settle: Settle,
         peers: Peers,
         loss: Loss | None,
@@ -104,7 +104,7 @@ class PipelinedEngine:
         self.report: Report | None = None
         self._group = mesh.get_group(plan.pipeline_axis)
         self._rank = mesh.get_local_rank(plan.pipeline_axis)
-        self._compile_stage = compile_stage
+        self._compile_stages = compile_stages
         self._settle = settle
         self._peers = peers
         self._state = ModelState(model)
@@ -198,7 +198,7 @@ class PipelinedEngine:
     def _compiled(self, call: StepCall) -> Specialization:
         """Compile this rank's stages, and make sure that all ranks go on together with stages that fit."""
         try:
-            stages = {stage: self._compile_stage(call, stage) for stage in self.schedule.stages_of(self._rank)}
+            stages = self._compile_stages(call, self.schedule.stages_of(self._rank))
         except Exception as error:
             with contextlib.suppress(RankMismatchError):  # it tells the other ranks; here the cause is known
                 agree(Statement({}, f"{type(error).__name__}: {error}"), dist.group.WORLD)

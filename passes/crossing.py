@@ -82,7 +82,8 @@ class Row:
     @cached_property
     def narrow(self) -> NDArray[np.int64]:
         """Of the lines between any two calls that read parameters, one behind the other, that over which least goes."""
-        readers = [i for i, node in enumerate(self.calls) if not self._parameters.keys().isdisjoint(node.all_input_nodes)]
+        parameters = self._parameters.keys()
+        readers = [i for i, node in enumerate(self.calls) if not parameters.isdisjoint(node.all_input_nodes)]
         found = [self.narrowest(first + 1, last) for first, last in itertools.pairwise(readers)]
         return np.array([line for line in found if self.crossing_bytes[line] >= 0], dtype=np.int64)
 

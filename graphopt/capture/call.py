@@ -108,7 +108,8 @@ def loss_of(output: Any) -> torch.Tensor:
     for found in (named, first):
         if isinstance(found, torch.Tensor) and found.dim() == 0 and found.is_floating_point():
             return found
+    kind = "tensor that is no scalar" if isinstance(output, torch.Tensor) else f"{type(output).__name__} without a loss"
     raise GraphoptError(
-        f"the model returns a {type(output).__name__} without a loss; return a scalar, name it loss, or say "
+        f"the model returns a {kind}; return a scalar, name it loss, or say "
         "graphopt.compile(..., loss=function) and give train_step a target"
     )
