@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt._torch import OpOverload
+from graphopt._torch import OpOverload, is_mutating
 
 _library = torch.library.Library("graphopt", "FRAGMENT")
 
@@ -22,7 +22,7 @@ def define(
     """The operator ``graphopt::name`` that `schema` declares.
 
     compute: on the CPU and on GPUs. save, backward: as for `torch.library.register_autograd`; without them a derivative
-    is refused, where torch would only warn and go on without one.
+    is refused, where torch would only warn and go on without one. What writes an argument can have none.
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -33,8 +33,10 @@ def define(
     def refuse(ctx: Any, *gradients: Any) -> Any:
         raise NotImplementedError(f"graphopt::{name} has no derivative: second derivatives need GRAPHOPT_KERNELS=off")
 
-    torch.library.register_autograd(f"graphopt::{name}", backward or refuse, setup_context=save, lib=_library)
-    return getattr(torch.ops.graphopt, name).default  # type: ignore[no-any-return]
+    operator: OpOverload = getattr(torch.ops.graphopt, name).default
+    if not is_mutating(operator):
+        torch.library.register_autograd(f"graphopt::{name}", backward or refuse, setup_context=save, lib=_library)
+    return operator
 
 
 def check_same(operator: str, name: str, x: Tensor, like: Tensor) -> None:

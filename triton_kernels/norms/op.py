@@ -139,14 +139,14 @@ def _of_layer(ctx: Any, gradient: Tensor | None, *others: Tensor | None) -> tupl
 
 
 RMS_NORM = define(
-    "rms_norm(Tensor x, Tensor? weight, float epsilon, float offset=0.0, bool round_first=False) -> (Tensor, Tensor)",
+    "rms_norm(Tensor x, Tensor? weight, float epsilon, float offset, bool round_first) -> (Tensor, Tensor)",
     _rms_norm,
     lambda x, weight, epsilon, offset, round_first: (_like(x), _per_row(x)),
     save=_save_rms,
     backward=_of_rms,
 )
 ADD_RMS_NORM = define(
-    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float epsilon, float offset=0.0, bool round_first=False)"
+    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float epsilon, float offset, bool round_first)"
     " -> (Tensor, Tensor, Tensor)",
     _add_rms_norm,
     lambda x, residual, weight, epsilon, offset, round_first: (_like(x), _like(x), _per_row(x)),

@@ -15,7 +15,7 @@ def rms_norm(
     x: Tensor, weight: Tensor | None, epsilon: float, offset: float, round_first: bool
 ) -> tuple[Tensor, Tensor]:
     """y and inverse. round_first: whether the normalized row is rounded to the dtype of x before it is weighted."""
-    wide = x.to(_wide(x))
+    wide = _wide(x)
     inverse = torch.rsqrt(wide.square().mean(-1) + epsilon)
     y = wide * inverse.unsqueeze(-1)
     if round_first:
@@ -27,7 +27,7 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, epsilon: float, offset: float, round_first: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the sum of x and residual, of which it is the norm, and inverse."""
-    total = x + residual
+    total = x.contiguous() + residual
     y, inverse = rms_norm(total, weight, epsilon, offset, round_first)
     return y, total, inverse
 
@@ -36,7 +36,7 @@ def rms_norm_backward(
     gradient: Tensor, x: Tensor, weight: Tensor | None, inverse: Tensor, of_sum: Tensor | None, offset: float
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x, to which `of_sum` is added, and of weight, empty if there is none."""
-    wide, normalized = gradient.to(inverse.dtype), x.to(inverse.dtype) * inverse.unsqueeze(-1)
+    wide, normalized = _wide(gradient), _wide(x) * inverse.unsqueeze(-1)
     inner = _scaled(wide, weight, offset)
     mean = (inner * normalized).mean(-1, keepdim=True)
     of_x = (inner - normalized * mean) * inverse.unsqueeze(-1)
@@ -45,7 +45,7 @@ def rms_norm_backward(
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """y, mean and inverse."""
-    wide = x.to(_wide(x))
+    wide = _wide(x)
     mean = wide.mean(-1)
     centered = wide - mean.unsqueeze(-1)
     inverse = torch.rsqrt(centered.square().mean(-1) + epsilon)
@@ -57,7 +57,7 @@ def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, the sum of x and residual, of which it is the norm, mean and inverse."""
-    total = x + residual
+    total = x.contiguous() + residual
     y, mean, inverse = layer_norm(total, weight, bias, epsilon)
     return y, total, mean, inverse
 
@@ -72,16 +72,16 @@ def layer_norm_backward(
     of_sum: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, to which `of_sum` is added, of weight and of bias, each empty if there is none."""
-    wide = gradient.to(inverse.dtype)
-    normalized = (x.to(inverse.dtype) - mean.unsqueeze(-1)) * inverse.unsqueeze(-1)
+    wide = _wide(gradient)
+    normalized = (_wide(x) - mean.unsqueeze(-1)) * inverse.unsqueeze(-1)
     inner = _scaled(wide, weight, 0.0)
     projected = normalized * (inner * normalized).mean(-1, keepdim=True)
     of_x = (inner - inner.mean(-1, keepdim=True) - projected) * inverse.unsqueeze(-1)
     return _plus(of_x, of_sum).to(x.dtype), _summed(wide * normalized, weight), _summed(wide, bias)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _wide(x: Tensor) -> Tensor:
+    return x.contiguous().to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _scaled(x: Tensor, weight: Tensor | None, offset: float) -> Tensor:
