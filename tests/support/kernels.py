@@ -33,7 +33,7 @@ def assert_near(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], f
     for index, (one, other) in enumerate(zip(found, wanted, strict=True)):
         assert one.shape == other.shape, f"{index}: {list(one.shape)}, not {list(other.shape)}"
         bound = factor * TOLERANCES[one.dtype]
-        one, other = one.double(), other.double()
+        one, other = one.detach().double(), other.detach().double()
         assert torch.equal(one.isnan(), other.isnan()), f"{index}: {one} is not undefined where {other} is"
         one, other = one.nan_to_num(0, 2e38, -2e38), other.nan_to_num(0, 2e38, -2e38)
         scale = float(other.abs().max()) if other.numel() else 0.0

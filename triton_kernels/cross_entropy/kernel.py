@@ -61,14 +61,14 @@ def _backward(
     columns = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < classes
     target = tl.load(TARGETS + row)
-    is_counted = target != ignore_index
+    counted = tl.where(target == ignore_index, 0, classes)
     gradient = tl.load(GRADIENT + row).to(tl.float32)
     gradient = tl.where((target >= 0) & (target < classes), gradient, float("nan"))
     lse = tl.load(LSE + row)
-    x = tl.load(LOGITS + row * stride + columns, mask=inside & is_counted, other=0.0).to(tl.float32)
+    x = tl.load(LOGITS + row * stride + columns, mask=columns < counted, other=0.0).to(tl.float32)
     of_x = tl.exp(x - lse) * (1.0 + 2.0 * z_loss * lse) - label_smoothing / classes
     of_x = gradient * tl.where(columns == target, of_x - (1.0 - label_smoothing), of_x)
-    of_x = tl.where(is_counted, of_x, 0.0)
+    of_x = tl.where(columns < counted, of_x, 0.0)
     tl.store(OF_LOGITS + row * of_stride + columns, of_x.to(OF_LOGITS.dtype.element_ty), mask=inside)
 
 
