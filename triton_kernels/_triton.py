@@ -136,13 +136,14 @@ def _converting(others: Callable[..., Any]) -> Callable[..., Any]:
 
 class Compiled(NamedTuple):
     """A kernel as the assembler left it. registers: of a thread. stack: bytes of a thread, where it spills.
-    shared: bytes of shared memory of a program. threads: of a program."""
+    shared: bytes of shared memory of a program. threads: of a program. load: bytes that a thread reads at once, at most."""
 
     kernel: str
     registers: int
     stack: int
     shared: int
     threads: int
+    load: int
 
 
 @contextlib.contextmanager
@@ -190,8 +191,14 @@ def _resources(name: str, compiled: Any) -> Compiled:
         told = subprocess.run(command, capture_output=True, text=True, check=True)
     match = re.search(r"REG:(\d+) STACK:(\d+)", told.stdout + told.stderr)
     assert match is not None, f"cuobjdump tells nothing of {name}"
+    loads = re.findall(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[bfsu](\d+)", compiled.asm["ptx"])
     return Compiled(
-        name, int(match[1]), int(match[2]), int(compiled.metadata.shared), compiled.metadata.num_warps * _WARP
+        name,
+        registers=int(match[1]),
+        stack=int(match[2]),
+        shared=int(compiled.metadata.shared),
+        threads=compiled.metadata.num_warps * _WARP,
+        load=max(int(count or 1) * int(bits) // 8 for count, bits in loads),
     )
 
 

@@ -101,4 +101,4 @@ def test_operators_run_where_triton_is_not_installed() -> None:
         "from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY\n"
         "assert RMS_NORM(torch.ones(2, 4), None, 0.0, 0.0, False)[0].tolist() == [[1.0] * 4] * 2\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, env=None)
+    subprocess.run([sys.executable, "-c", script], check=True)

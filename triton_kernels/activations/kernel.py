@@ -7,8 +7,9 @@ from torch import Tensor
 
 from graphopt.triton_kernels.launch import launch, multiprocessors, power_of_two, rows_of
 
-_ELEMENTS = 2048  # of a tile: 16 of each tensor in a thread
-_WARPS = 4
+_ELEMENTS = 2048  # of a tile
+_WARPS = 4  # 16 elements of each tensor in a thread
+_BIAS_WARPS = 8  # 8 elements: with 16, the derivative of "gelu" spills (resources.json)
 _WIDEST = 1024  # columns of a tile that has a bias: so that each element of it serves two rows at least
 _PROGRAMS = 8  # of a multiprocessor, in backward of a bias, where each sums many rows
 
@@ -130,7 +131,7 @@ def bias_activation(x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     height, block = _tile(width)
     programs = triton.cdiv(count, height) * triton.cdiv(width, block)
     launch(_bias_forward, programs, rows, bias, y, rows.stride(0), count, width,
-           warps=_WARPS, ACTIVATION=activation, ROWS=height, BLOCK=block)  # fmt: skip
+           warps=_BIAS_WARPS, ACTIVATION=activation, ROWS=height, BLOCK=block)  # fmt: skip
     return y
 
 
@@ -146,7 +147,7 @@ def bias_activation_backward(
         parts = min(parts, triton.cdiv(_PROGRAMS * multiprocessors(x.device), max(1, blocks)))
     partial = None if bias is None else torch.empty(parts, width, dtype=torch.float32, device=x.device)
     launch(_bias_backward, parts * blocks, gradients, rows, bias, of_x, partial, gradients.stride(0), rows.stride(0),
-           count, width, parts, warps=_WARPS, ACTIVATION=activation, ROWS=height, BLOCK=block)  # fmt: skip
+           count, width, parts, warps=_BIAS_WARPS, ACTIVATION=activation, ROWS=height, BLOCK=block)  # fmt: skip
     if partial is None or bias is None:
         return of_x, torch.empty(0, dtype=torch.float32, device=x.device)
     return of_x, partial.sum(0).to(bias.dtype)

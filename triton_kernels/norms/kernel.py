@@ -13,14 +13,15 @@ from torch import Tensor
 
 from graphopt.triton_kernels.launch import Tile, launch, multiprocessors, power_of_two, rows_of, tile_for
 
-# Elements of a thread: 16 of each tensor, so that backward, which holds up to six, needs no memory for them.
+# Forward, a thread has 16 elements of each tensor (32 of the widest). Backward, where it has up to six tensors, 16 bytes
+# of each (32 of the widest), and widths are of two bytes an element: with more, some variants spill (resources.json).
 _FORWARD = (
     Tile(32, 64, 4), Tile(64, 32, 4), Tile(128, 16, 4), Tile(256, 8, 4), Tile(512, 4, 4), Tile(1024, 2, 4),
     Tile(2048, 1, 4), Tile(4096, 1, 8), Tile(8192, 1, 16), Tile(16384, 1, 16),
 )  # fmt: skip
 _BACKWARD = (
-    Tile(32, 64, 4), Tile(64, 32, 4), Tile(128, 16, 4), Tile(256, 8, 4), Tile(512, 4, 4), Tile(1024, 2, 4),
-    Tile(2048, 1, 4), Tile(4096, 1, 8), Tile(8192, 1, 16),
+    Tile(32, 32, 4), Tile(64, 16, 4), Tile(128, 8, 4), Tile(256, 4, 4), Tile(512, 2, 4), Tile(1024, 1, 4),
+    Tile(2048, 1, 8), Tile(4096, 1, 16), Tile(8192, 1, 16),
 )  # fmt: skip
 _STREAMED = Tile(4096, 1, 8)  # width: of a block
 _ROWS_OF_PARTIAL = 64  # at least so many rows are summed by a program, of what is streamed
@@ -305,7 +306,7 @@ def _backward(
     strides = (gradients.stride(0), rows.stride(0), 0 if others is None else others.stride(0))
     count, width = rows.shape
     of_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tile = tile_for(_BACKWARD, width)
+    tile = tile_for(_BACKWARD, width * x.element_size() // 2)
     blocks = triton.cdiv(width, _STREAMED.width)
     if tile is None:
         parts = triton.cdiv(count, max(_ROWS_OF_PARTIAL, triton.cdiv(count * blocks, 8 * multiprocessors(x.device))))
