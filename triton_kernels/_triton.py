@@ -60,12 +60,15 @@ def interpreted() -> Iterator[None]:
     def index(tensor: Any) -> int:  # that of triton 3.6 fails on numpy 2.4
         return int(tensor.handle.data.squeeze())
 
-    with _interpreted_language(), _exchanged(
-        (knobs.runtime, "interpret", True),
-        (JITFunction, "run", run),
-        (JITFunction, "__call__", call),
-        (tl.tensor, "__index__", index),
-        (interpreter, "_convert_float", _converting(interpreter._convert_float)),
+    with (
+        _interpreted_language(),
+        _exchanged(
+            (knobs.runtime, "interpret", True),
+            (JITFunction, "run", run),
+            (JITFunction, "__call__", call),
+            (tl.tensor, "__index__", index),
+            (interpreter, "_convert_float", _converting(interpreter._convert_float)),
+        ),
     ):
         yield
 
@@ -135,8 +138,11 @@ def _converting(others: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Compiled(NamedTuple):
-    """A kernel as the assembler left it. registers: of a thread. stack: bytes of a thread, where it spills.
-    shared: bytes of shared memory of a program. threads: of a program. load: bytes that a thread reads at once, at most."""
+    """A kernel as the assembler left it.
+
+    registers, stack: of a thread, the latter in bytes, which it has where it spills. shared, threads: of a program, the
+    former bytes of shared memory. load: bytes that a thread reads at once, at most.
+    """
 
     kernel: str
     registers: int

@@ -1,10 +1,14 @@
-"""Which way an operator of this room is computed, and why: decided at each call, from the tensors and
+"""Which way an operator of this room is computed, and why: decided at each call, from its tensors and a variable.
 
-    GRAPHOPT_KERNELS = auto         by the table of the family (the default)
-                       triton       by Triton, on a GPU or in its interpreter
-                       cuda         by native code of `graphopt.cuda_ext`: CUDA on a GPU, C++ on the CPU
-                       reference    by operators of torch
-                       off          as reference, and no pass puts these operators into a program
+GRAPHOPT_KERNELS is one of
+
+    auto         by what the family's kernels take, Triton first (the default)
+    triton       by Triton, on a GPU or in its interpreter
+    cuda         by native code of `graphopt.cuda_ext`, which is for the CPU as yet
+    reference    by operators of torch
+    off          as reference, and no pass puts these operators into a program
+
+What is asked for and cannot be had is an error.
 """
 
 import functools
@@ -50,7 +54,7 @@ class Family:
     native: frozenset[torch.dtype] = frozenset()
 
     def choose(self, x: torch.Tensor) -> Choice:
-        """How operators are computed for tensors like `x`, [..., width]. Raises KernelError if they cannot be as asked."""
+        """How operators are computed for tensors like `x`, [..., width]. Raises KernelError where not as asked."""
         mode = mode_of_kernels()
         if mode in ("reference", "off"):
             return Choice("reference", f"{VARIABLE}={mode}")
@@ -59,7 +63,8 @@ class Family:
         if mode != "auto":
             if mode not in possible:
                 other = possible[0] if possible else "reference"
-                raise KernelError(f"{VARIABLE}={mode}, but {self.folder}: {hindrances[mode]}; {other} takes it, or auto")
+                reason = f"{self.folder}: {hindrances[mode]}"
+                raise KernelError(f"{VARIABLE}={mode}, but {reason}; {other} takes it, or auto")
             return Choice(mode, f"{VARIABLE}={mode}")
         if possible:
             return Choice(possible[0], f"{x.dtype} on {x.device}, rows of {x.shape[-1]}")

@@ -50,9 +50,8 @@ def check_row(operator: str, name: str, row: Tensor | None, like: Tensor) -> Non
     if row is None:
         return
     if row.shape != like.shape[-1:] or row.device != like.device or not row.is_floating_point():
-        raise ValueError(
-            f"{operator}: {name} is {describe(row)}, not floating [{like.shape[-1]}] on {like.device}, a row of the first"
-        )
+        wanted = f"[{like.shape[-1]}] on {like.device}"
+        raise ValueError(f"{operator}: {name} is {describe(row)}, not floating {wanted}, a row of the first argument")
 
 
 def check_floating(operator: str, name: str, x: Tensor, least: int = 1) -> None:

@@ -1,6 +1,6 @@
 """What each kernel takes of a GPU: registers, spills and shared memory, as its launcher compiles it, without a GPU.
 
-    python -m graphopt.triton_kernels.resources    # writes the table, resources.json, anew
+The table is resources.json, which ``python -m graphopt.triton_kernels.resources`` writes anew.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from graphopt.triton_kernels.norms import kernel as norms
 from graphopt.triton_kernels.rotary import kernel as rotary
 
 TABLE = Path(__file__).with_name("resources.json")
-# Bytes of shared memory of a program: CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".
+# Bytes of a program at most: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 SHARED_MEMORY = {80: 166912, 90: 232448, 100: 232448}
 REGISTERS = 65536  # of a multiprocessor
 _TOKENS = 4096

@@ -24,6 +24,15 @@ def rotary(call: Call) -> Signature | None:
     return labels.signature([q, k, *angles], [q, k], linear=[frozenset({0, 1})])
 
 
+def together(call: Call) -> Signature | None:
+    """Nothing may be split."""
+    labels = Labels()
+    operands, results = (
+        [tuple(map(labels.apart, shape)) for shape in shapes] for shapes in (call.operands, call.results)
+    )
+    return labels.signature(operands, results)
+
+
 BY_NAME: Mapping[str, Rule] = {
     "graphopt::rms_norm": spelled("... n, n -> ... n, ...", whole="n"),
     "graphopt::add_rms_norm": spelled("... n, ... n, n -> ... n, ... n, ...", whole="n"),
@@ -33,5 +42,5 @@ BY_NAME: Mapping[str, Rule] = {
     "graphopt::bias_activation": spelled("... n, n -> ... n"),
     "graphopt::rotary": rotary,
     "graphopt::cross_entropy": spelled("... c, ... -> ..., ...", whole="c"),
-    "graphopt::linear_cross_entropy": spelled("t k, c k, t, t -> , t k, c k", whole="t k c"),
+    "graphopt::linear_cross_entropy": together,
 }

@@ -29,7 +29,7 @@ def in_interpreter() -> Iterator[None]:
 
 
 def assert_near(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], factor: float = 1.0) -> None:
-    """Each tensor is near the wanted one, which may be of higher precision; infinite and undefined elements are alike."""
+    """Each tensor is near the wanted one, which may be of higher precision; what is not finite is alike."""
     for index, (one, other) in enumerate(zip(found, wanted, strict=True)):
         assert one.shape == other.shape, f"{index}: {list(one.shape)}, not {list(other.shape)}"
         bound = factor * TOLERANCES[one.dtype]

@@ -79,7 +79,7 @@ def test_triton_on_the_cpu_needs_its_interpreter() -> None:
 def test_what_cannot_be_had_is_an_error() -> None:
     with mode("cuda"), pytest.raises(KernelError, match="cuda, but norms: there is no native code; reference takes it"):
         FAMILY.choose(torch.ones(2, 3))
-    with mode("cuda"), pytest.raises(KernelError, match="native code takes no torch.float64"):
+    with mode("cuda"), pytest.raises(KernelError, match=r"native code takes no torch\.float64"):
         WITH_NATIVE.choose(torch.ones(2, 3).double())
     with mode("tritn"), pytest.raises(KernelError, match="GRAPHOPT_KERNELS is 'tritn': the nearest is 'triton'"):
         mode_of_kernels()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from graphopt._torch import TorchDispatchMode
+from graphopt.triton_kernels.cross_entropy import kernel
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY, CROSS_ENTROPY_BACKWARD, CROSS_ENTROPY_BACKWARD_
 from tests.support.kernels import assert_near, gradients, in_interpreter, mode
@@ -101,10 +102,8 @@ def test_logits_that_are_not_finite_are_as_in_torch(way) -> None:
 def test_a_target_that_is_no_class_is_an_error_or_no_number() -> None:
     """An error where it can be seen without waiting for a device."""
     logits, targets = torch.randn(2, 8), torch.tensor([3, 8])
-    with pytest.raises(ValueError, match="targets have 8, which is neither a class, from 0 to 7, nor ignore_index, -100"):
+    with pytest.raises(ValueError, match="targets have 8, which is neither a class, from 0 to 7, nor ignore_index"):
         CROSS_ENTROPY(logits, targets, IGNORED, 0.0, 0.0)
-    from graphopt.triton_kernels.cross_entropy import kernel
-
     with in_interpreter():
         loss, lse = kernel.cross_entropy(logits, targets, IGNORED, 0.0, 0.0)
         of_logits = kernel.cross_entropy_backward(logits, torch.ones(2), targets, lse, IGNORED, 0.0, 0.0)

@@ -96,8 +96,8 @@ def test_references_are_the_norms_of_torch(shape, width, flags, offset) -> None:
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize(
     ("shape", "flags"),
-    [((3, 33), (True, True, True)), ((2, 3, 128), (False, True, False)), ((70, 32), (True, False, True)), ((1, 7), (False, True, True)),
-     ((5,), (True, True, True)), ((2, 1000), (False, False, False))],
+    [((3, 33), (True, True, True)), ((2, 3, 128), (False, True, False)), ((70, 32), (True, False, True)),
+     ((1, 7), (False, True, True)), ((5,), (True, True, True)), ((2, 1000), (False, False, False))],
 )  # fmt: skip
 def test_kernels_are_the_norms_of_torch(shape, flags, dtype) -> None:
     x, residual, weight, bias = _drawn(shape, dtype, *flags)
@@ -166,9 +166,7 @@ def test_no_row_gives_no_row_and_gradients_of_zero(way) -> None:
 def test_operators_are_what_they_declare() -> None:
     x, residual, weight, bias = (t.requires_grad_() for t in _drawn((3, 8), torch.float64) if t is not None)
     for dtype in (torch.float64, torch.bfloat16):
-        x, residual, weight, bias = (
-            t.requires_grad_() for t in _drawn((3, 8), dtype) if t is not None
-        )
+        x, residual, weight, bias = (t.requires_grad_() for t in _drawn((3, 8), dtype) if t is not None)
         statistics = torch.ones(3, dtype=torch.promote_types(dtype, torch.float32))
         y, of_sum = x.detach(), residual.detach()
         calls = [

@@ -57,6 +57,4 @@ def cross_entropy_backward_(
     z_loss: float,
 ) -> None:
     """Puts the gradient of logits in their place."""
-    logits.copy_(
-        cross_entropy_backward(logits, gradient, targets, lse, ignore_index, label_smoothing, z_loss)
-    )
+    logits.copy_(cross_entropy_backward(logits, gradient, targets, lse, ignore_index, label_smoothing, z_loss))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from graphopt.triton_kernels.launch import Tile, launch, multiprocessors, power_of_two, rows_of, tile_for
 
-# Forward, a thread has 16 elements of each tensor (32 of the widest). Backward, where it has up to six tensors, 16 bytes
-# of each (32 of the widest), and widths are of two bytes an element: with more, some variants spill (resources.json).
+# Forward, a thread has 16 elements of each tensor (32 of the widest). Backward, of up to six tensors, it has 16 bytes
+# (32 of the widest), where widths are of two bytes an element: with more, some variants spill (resources.json).
 _FORWARD = (
     Tile(32, 64, 4), Tile(64, 32, 4), Tile(128, 16, 4), Tile(256, 8, 4), Tile(512, 4, 4), Tile(1024, 2, 4),
     Tile(2048, 1, 4), Tile(4096, 1, 8), Tile(8192, 1, 16), Tile(16384, 1, 16),

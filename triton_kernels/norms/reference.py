@@ -1,7 +1,7 @@
 """Norms of rows in operators of torch, in float32 or, of float64, in float64.
 
-    RMSNorm     y = x / sqrt(mean(x^2) + epsilon) * (offset + weight)           Zhang and Sennrich 2019, arXiv:1910.07467
-    LayerNorm   y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias      Ba et al. 2016, arXiv:1607.06450
+    RMSNorm     y = x / sqrt(mean(x^2) + epsilon) * (offset + weight)         Zhang and Sennrich 2019, arXiv:1910.07467
+    LayerNorm   y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias    Ba et al. 2016, arXiv:1607.06450
 
 What is called `inverse` is the reciprocal of the root. All functions take x as [..., width], and weight and bias as
 [width] or None; statistics are [...].

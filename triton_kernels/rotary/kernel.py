@@ -71,9 +71,7 @@ def _rotary(
     )  # fmt: skip
 
 
-def rotary(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
-) -> tuple[Tensor, Tensor]:
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> tuple[Tensor, Tensor]:
     outs = torch.empty_like(q), torch.empty_like(k)
     dense = [x if x.stride(-1) == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in outs]
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 
-def rotary(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
-) -> tuple[Tensor, Tensor]:
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> tuple[Tensor, Tensor]:
     return _turned(q, cos, sin, interleaved, inverse), _turned(k, cos, sin, interleaved, inverse)
 
 
