@@ -20,8 +20,8 @@ struct Silu {
 
 struct Gelu {
     static Point at(float x) {
-        const Normal n = normal(x);
-        return {x * n.below, n.below + x * n.density};
+        const float below = normal_below(x);
+        return {x * below, below + x * normal_density(x)};
     }
 };
 

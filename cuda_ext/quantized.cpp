@@ -1,6 +1,10 @@
 // Products of few rows with a matrix of int8 or int4: weights are read from memory once and become floats in a register.
 // A tile of outputs by rows shares each weight among its rows, and each element of a row among its outputs.
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include "elements.h"
 
 namespace {
@@ -13,21 +17,50 @@ constexpr int lanes = 8;
 constexpr int lanes = 4;
 #endif
 typedef float Vector __attribute__((vector_size(4 * lanes)));
-typedef std::int8_t Int8s __attribute__((vector_size(lanes)));
-typedef std::uint8_t Uint8s __attribute__((vector_size(lanes)));
+typedef std::int32_t Integers __attribute__((vector_size(4 * lanes)));
 
-template <typename Values>
-inline Values loaded(const void* from) {
-    Values values;
-    std::memcpy(&values, from, sizeof values);
-    return values;
+inline Vector loaded(const float* from) {
+    Vector vector;
+    std::memcpy(&vector, from, sizeof vector);
+    return vector;
 }
 
-inline float total(Vector vector) {
-    float result = 0;
-    for (int lane = 0; lane < lanes; ++lane) result += vector[lane];
-    return result;
+// Compilers would widen bytes one by one.
+template <typename Byte>
+inline Integers widened_bytes(const Byte* from) {
+    constexpr bool is_signed = std::is_signed_v<Byte>;
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return (Integers)(is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes));
+#elif defined(__AVX2__)
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return (Integers)(is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes));
+#else
+    return Integers{from[0], from[1], from[2], from[3]};
+#endif
 }
+
+// A byte holds `parts` weights, a part of a group apart. `value` is of one byte or of a vector of them.
+
+struct Int8 {
+    using Byte = std::int8_t;
+    static constexpr int parts = 1;
+    static constexpr float middle = 0;
+    template <typename Bytes>
+    static Bytes value(Bytes bytes, int) {
+        return bytes;
+    }
+};
+
+struct Int4 {
+    using Byte = std::uint8_t;
+    static constexpr int parts = 2;
+    static constexpr float middle = 8;
+    template <typename Bytes>
+    static Bytes value(Bytes bytes, int part) {
+        return part ? bytes >> 4 : bytes & 15;
+    }
+};
 
 struct Matrix {
     const void* values;
@@ -36,90 +69,59 @@ struct Matrix {
     int64_t inputs, outputs, group;
 };
 
-// What is there of a group: vectors of weights and the place of their first input; then single ones.
-
-struct Int8 {
-    static constexpr float middle = 0;
-    template <typename Whole, typename Single>
-    static void walk(const Matrix& m, int64_t begin, Whole whole, Single single) {
-        const auto* values = static_cast<const std::int8_t*>(m.values);
-        int64_t i = begin;
-        const int64_t end = begin + m.group;
-        for (; i + lanes <= end; i += lanes) {
-            whole(i, [=](int64_t output) {
-                return __builtin_convertvector(loaded<Int8s>(values + output * m.inputs + i), Vector);
-            });
-        }
-        for (; i < end; ++i) {
-            single(i, [=](int64_t output) { return static_cast<float>(values[output * m.inputs + i]); });
-        }
-    }
-};
-
-struct Int4 {
-    static constexpr float middle = 8;
-    template <typename Whole, typename Single>
-    static void walk(const Matrix& m, int64_t begin, Whole whole, Single single) {
-        const auto* values = static_cast<const std::uint8_t*>(m.values) + begin / 2;
-        const int64_t half = m.group / 2, row = m.inputs / 2;
-        int64_t i = 0;
-        for (; i + lanes <= half; i += lanes) {
-            whole(begin + i, [=](int64_t output) {
-                return __builtin_convertvector(loaded<Uint8s>(values + output * row + i) & 15, Vector);
-            });
-            whole(begin + half + i, [=](int64_t output) {
-                return __builtin_convertvector(loaded<Uint8s>(values + output * row + i) >> 4, Vector);
-            });
-        }
-        for (; i < half; ++i) {
-            single(begin + i, [=](int64_t output) { return static_cast<float>(values[output * row + i] & 15); });
-            single(begin + half + i, [=](int64_t output) { return static_cast<float>(values[output * row + i] >> 4); });
-        }
-    }
-};
-
+// What the bytes [begin, end) of a group add to sums of weight - zero times input; x: the inputs of the group.
 template <typename Format, int outputs, int rows>
-void tile(const Matrix& m, const float* x, float* y, int64_t output, int64_t row) {
-    Vector sums[outputs][rows] = {};
-    float rest[outputs][rows] = {};
-    const int64_t groups = m.inputs / m.group;
-    x += row * m.inputs;
-    for (int64_t group = 0; group < groups; ++group) {
-        Vector part[outputs][rows] = {};
-        float single_part[outputs][rows] = {};
-        float zero[outputs];
-        for (int o = 0; o < outputs; ++o) zero[o] = m.zeros ? m.zeros[(output + o) * groups + group] : Format::middle;
-        Format::walk(
-            m, group * m.group,
-            [&](int64_t i, auto weights) {
-                Vector inputs[rows];
-                for (int r = 0; r < rows; ++r) inputs[r] = loaded<Vector>(x + r * m.inputs + i);
-                for (int o = 0; o < outputs; ++o) {
-                    const Vector weight = weights(output + o) - zero[o];
-                    for (int r = 0; r < rows; ++r) part[o][r] += weight * inputs[r];
-                }
-            },
-            [&](int64_t i, auto weights) {
-                for (int o = 0; o < outputs; ++o) {
-                    for (int r = 0; r < rows; ++r) single_part[o][r] += (weights(output + o) - zero[o]) * x[r * m.inputs + i];
-                }
-            });
+__attribute__((always_inline)) inline void add_group(
+    const typename Format::Byte* values, int64_t value_stride, const float* x, int64_t x_stride, int64_t size,
+    const float (&zeros)[outputs], Vector (&sums)[outputs][rows]) {
+    int64_t i = 0;
+    for (; i + lanes <= size; i += lanes) {
         for (int o = 0; o < outputs; ++o) {
-            const float scale = m.scales[(output + o) * groups + group];
-            for (int r = 0; r < rows; ++r) {
-                sums[o][r] += part[o][r] * scale;
-                rest[o][r] += single_part[o][r] * scale;
+            const Integers bytes = widened_bytes(values + o * value_stride + i);
+            for (int part = 0; part < Format::parts; ++part) {
+                const Vector weight = __builtin_convertvector(Format::value(bytes, part), Vector) - zeros[o];
+                for (int r = 0; r < rows; ++r) sums[o][r] += weight * loaded(x + r * x_stride + part * size + i);
             }
         }
     }
+    for (; i < size; ++i) {
+        for (int o = 0; o < outputs; ++o) {
+            for (int part = 0; part < Format::parts; ++part) {
+                const float weight = static_cast<float>(Format::value(int{values[o * value_stride + i]}, part)) - zeros[o];
+                for (int r = 0; r < rows; ++r) sums[o][r][0] += weight * x[r * x_stride + part * size + i];
+            }
+        }
+    }
+}
+
+template <typename Format, int outputs, int rows>
+void tile(const Matrix& m, const float* x, float* y, int64_t output, int64_t row) {
+    const int64_t groups = m.inputs / m.group, bytes = m.group / Format::parts, stride = m.inputs / Format::parts;
+    const auto* values = static_cast<const typename Format::Byte*>(m.values) + output * stride;
+    Vector sums[outputs][rows] = {};
+    for (int64_t group = 0; group < groups; ++group) {
+        Vector part[outputs][rows] = {};
+        float zeros[outputs];
+        for (int o = 0; o < outputs; ++o) zeros[o] = m.zeros ? m.zeros[(output + o) * groups + group] : Format::middle;
+        add_group<Format, outputs, rows>(
+            values + group * bytes, stride, x + row * m.inputs + group * m.group, m.inputs, bytes, zeros, part);
+        for (int o = 0; o < outputs; ++o) {
+            const float scale = m.scales[(output + o) * groups + group];
+            for (int r = 0; r < rows; ++r) sums[o][r] += part[o][r] * scale;
+        }
+    }
     for (int r = 0; r < rows; ++r) {
-        for (int o = 0; o < outputs; ++o) y[(row + r) * m.outputs + output + o] = total(sums[o][r]) + rest[o][r];
+        for (int o = 0; o < outputs; ++o) {
+            float total = 0;
+            for (int lane = 0; lane < lanes; ++lane) total += sums[o][r][lane];
+            y[(row + r) * m.outputs + output + o] = total;
+        }
     }
 }
 
 template <typename Format, int outputs>
 void all_rows(const Matrix& m, const float* x, float* y, int64_t output, int64_t rows) {
-    constexpr int most = lanes == 16 ? 4 : 2;  // more would not fit in the registers
+    constexpr int most = lanes == 16 ? 4 : 2;  // the sums of more would not fit in the registers
     int64_t row = 0;
     for (; row + most <= rows; row += most) tile<Format, outputs, most>(m, x, y, output, row);
     for (; row < rows; ++row) tile<Format, outputs, 1>(m, x, y, output, row);
@@ -127,10 +129,10 @@ void all_rows(const Matrix& m, const float* x, float* y, int64_t output, int64_t
 
 template <typename Format>
 void multiply(const Matrix& m, const float* x, float* y, int64_t rows, int64_t threads) {
-    constexpr int outputs = 2;
+    constexpr int together = 2;
     share(m.outputs, rows * m.inputs, threads, [&](int64_t, int64_t begin, int64_t end) {
         int64_t output = begin;
-        for (; output + outputs <= end; output += outputs) all_rows<Format, outputs>(m, x, y, output, rows);
+        for (; output + together <= end; output += together) all_rows<Format, together>(m, x, y, output, rows);
         for (; output < end; ++output) all_rows<Format, 1>(m, x, y, output, rows);
     });
 }
@@ -151,9 +153,10 @@ void quantized_linear(
               : multiply<Int4>(matrix, from.data(), products.data(), rows, threads);
     with_element(is_bf16, [&](auto element) {
         using Element = decltype(element);
+        auto* to = static_cast<Element*>(y);
         for (int64_t row = 0; row < rows; ++row) {
-            for (int64_t o = 0; o < outputs; ++o) {
-                static_cast<Element*>(y)[row * outputs + o] = narrowed<Element>(products[row * outputs + o] + biases.data()[o]);
+            for (int64_t o = 0; o < outputs; ++o, ++to) {
+                *to = narrowed<Element>(products[row * outputs + o] + biases.data()[o]);
             }
         }
     });
