@@ -4,7 +4,8 @@ The loss of a token is (1 - s) (l - x[target]) + s (l - mean of x) + z l², wher
 s smooths labels (Szegedy et al., arXiv:1512.00567), z keeps l near 0 (Chowdhery et al., PaLM, arXiv:2204.02311).
 
 Logits [tokens, vocabulary] are float32 or bfloat16, arithmetic is float32; targets are int64 [tokens]. A token whose
-target is `ignore_index` has loss 0 and gradient 0. Functions raise ValueError that names the argument which does not fit.
+target is `ignore_index` has loss 0 and gradient 0. Functions raise ValueError that names the argument which does not
+fit.
 """
 
 import torch
@@ -121,6 +122,5 @@ def _check(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> No
         is_bad = ((targets < 0) | (targets >= columns)) & (targets != ignore_index)
         if is_bad.any():
             row = int(is_bad.nonzero()[0])
-            raise ValueError(
-                f"targets[{row}] is {int(targets[row])}, neither one of {columns} columns nor ignore_index {ignore_index}"
-            )
+            known = f"neither one of {columns} columns nor ignore_index {ignore_index}"
+            raise ValueError(f"targets[{row}] is {int(targets[row])}, {known}")

@@ -52,13 +52,18 @@ __attribute__((always_inline)) inline float sum(int64_t size, Term term) {
 #pragma omp simd
         for (int lane = 0; lane < lanes; ++lane) partial[lane] += term(begin + lane);
     }
-    float rest = 0;
-#pragma omp simd reduction(+ : rest)
-    for (int64_t i = begin; i < size; ++i) rest += term(i);
-    for (int half = lanes / 2; half; half /= 2) {
-        for (int lane = 0; lane < half; ++lane) partial[lane] += partial[lane + half];
-    }
-    return partial[0] + rest;
+    float total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = begin; i < size; ++i) total += term(i);
+#pragma omp simd reduction(+ : total)
+    for (int lane = 0; lane < lanes; ++lane) total += partial[lane];
+    return total;
+}
+
+// Asks for what will be read next, while the processor computes on what it has.
+template <typename Element>
+inline void fetch(const Element* from, int64_t size) {
+    for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(Element))) __builtin_prefetch(from + i, 0, 2);
 }
 
 // Numbers as floats, `offset` added: in a copy only where one is needed. Where there are none, each is `missing`.

@@ -18,13 +18,17 @@ Argument = torch.Tensor | ctypes.Array[ctypes.c_int64] | float | int | None
 
 @dataclass(frozen=True)
 class Library:
-    """Functions whose integers have 64 bits, whose numbers are floats, and whose last argument is a number of threads."""
+    """Functions whose integers have 64 bits, whose other numbers are floats, and whose last argument counts threads."""
 
     handle: ctypes.CDLL
 
-    def call(self, function: str, *arguments: Argument) -> None:
-        """Calls `function`; tensors are passed as the address of their first element, None as null."""
-        getattr(self.handle, function)(*map(_native, arguments), ctypes.c_int64(torch.get_num_threads()))
+    def call(self, name: str, *arguments: Argument) -> None:
+        """Calls a function; tensors are passed as the address of their first element, None as null."""
+        function = getattr(self.handle, name)
+        if function.argtypes is None:  # declared once: it is half the time of a call otherwise
+            function.argtypes = [*map(_type, arguments), ctypes.c_int64]
+        native = [each.data_ptr() if isinstance(each, torch.Tensor) else each for each in arguments]
+        function(*native, torch.get_num_threads())
 
 
 @functools.cache
@@ -43,11 +47,7 @@ def library(source: str, instructions: str | None = None) -> Library | None:
         return None
 
 
-def _native(argument: Argument) -> object:
-    if isinstance(argument, torch.Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
+def _type(argument: Argument) -> type:
     if isinstance(argument, float):
-        return ctypes.c_float(argument)
-    if isinstance(argument, int):
-        return ctypes.c_int64(argument)
-    return argument
+        return ctypes.c_float
+    return ctypes.c_int64 if isinstance(argument, int) else ctypes.c_void_p

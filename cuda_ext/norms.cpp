@@ -46,6 +46,7 @@ struct Forward {
         if constexpr (is_centered) {
             center = first / width;
             mean[row] = center;
+            fetch(x + (row + 1) * width, width);  // memory would rest meanwhile
             squares = sum(width, [=](int64_t i) { return (widened(from[i]) - center) * (widened(from[i]) - center); });
         }
         const float factor = 1 / std::sqrt(squares / width + epsilon);

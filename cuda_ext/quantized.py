@@ -85,8 +85,8 @@ def quantize(weight: torch.Tensor, bits: int, group: int | None = None, has_zero
 def linear(x: torch.Tensor, weight: Quantized, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [rows, inputs] times the transposed weights, plus bias [outputs], in the dtype of x: [rows, outputs].
 
-    Products and sums are float32. Right for any number of rows, and fast for few. Raises ValueError that names what does
-    not fit.
+    Products and sums are float32. Right for any number of rows, and fast for few. Raises ValueError that names what
+    does not fit.
     """
     weight.check()
     check("x", x, (None, weight.inputs), ELEMENTS)

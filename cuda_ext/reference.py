@@ -112,12 +112,12 @@ def cross_entropy(
     z_loss: float = 0.0,
 ) -> Pair:
     is_counted, x = targets != ignore_index, _wide(logits)
-    l = x.logsumexp(-1).where(is_counted, 0)
+    log_normalizers = x.logsumexp(-1).where(is_counted, 0)
     at_target = x.gather(1, targets.where(is_counted, 0)[:, None])[:, 0]
-    losses = (1 - label_smoothing) * (l - at_target) + z_loss * l.square()
+    losses = (1 - label_smoothing) * (log_normalizers - at_target) + z_loss * log_normalizers.square()
     if label_smoothing:
-        losses = losses + label_smoothing * (l - x.mean(-1))
-    return losses.where(is_counted, 0), l
+        losses = losses + label_smoothing * (log_normalizers - x.mean(-1))
+    return losses.where(is_counted, 0), log_normalizers
 
 
 def cross_entropy_backward(
@@ -130,10 +130,11 @@ def cross_entropy_backward(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> torch.Tensor:
-    is_counted, l = (targets != ignore_index)[:, None], log_normalizers[:, None]
-    dx = (_wide(logits) - l).exp() * (1 + 2 * z_loss * l) - label_smoothing / max(logits.shape[1], 1)
+    is_counted, of_rows = (targets != ignore_index)[:, None], log_normalizers[:, None]
+    even = label_smoothing / max(logits.shape[1], 1)
+    dx = (_wide(logits) - of_rows).exp() * (1 + 2 * z_loss * of_rows) - even
     at_target = targets[:, None].where(is_counted, 0)
-    dx = dx.scatter_add(1, at_target, torch.full_like(l, label_smoothing - 1))
+    dx = dx.scatter_add(1, at_target, torch.full_like(of_rows, label_smoothing - 1))
     return (dx * dlosses[:, None]).where(is_counted, 0).to(logits.dtype)
 
 
@@ -147,9 +148,9 @@ def cross_entropy_with_gradient(
     z_loss: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
-    losses, l = cross_entropy(logits, targets, **options)
+    losses, log_normalizers = cross_entropy(logits, targets, **options)
     dlosses = torch.ones_like(losses) if scales is None else scales
-    return losses, l, cross_entropy_backward(dlosses, logits, targets, l, **options)
+    return losses, log_normalizers, cross_entropy_backward(dlosses, logits, targets, log_normalizers, **options)
 
 
 def dequantized(values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int) -> torch.Tensor:
