@@ -13,8 +13,8 @@ struct Point {
 
 struct Silu {
     static Point at(float x) {
-        const float share = sigmoid(x);
-        return {x * share, share * (1 + x * (1 - share))};
+        const Sigmoid s = sigmoid(x);
+        return {x * s.share, s.share * (1 + x * s.rest)};
     }
 };
 
@@ -29,8 +29,10 @@ struct Gelu {
 struct GeluTanh {
     static Point at(float x) {
         constexpr float twice_root = 1.595769122f, cubic = 0.044715f;
-        const float share = sigmoid(twice_root * (x + cubic * x * x * x));
-        return {x * share, share + x * share * (1 - share) * twice_root * (1 + 3 * cubic * x * x)};
+        const float within = x > 30 ? 30 : x < -30 ? -30 : x;  // the slope is 1 or 0 beyond; cubes would overflow
+        const float square = within * within;
+        const Sigmoid s = sigmoid(twice_root * within * (1 + cubic * square));
+        return {x * s.share, s.share * (1 + within * s.rest * twice_root * (1 + 3 * cubic * square))};
     }
 };
 

@@ -42,7 +42,8 @@ def gated_backward(
     if native is None:
         return reference.gated_backward(dy, gate, up, activation)
     rows, width = gate.shape
-    dgate, dup = gate.new_empty(rows, 2 * width).split(width, dim=1)
+    both = gate.new_empty(rows, 2 * width)
+    dgate, dup = both[:, :width], both[:, width:]
     sizes = (rows, width, gate.stride(0), up.stride(0), 2 * width)
     tensors = (dy, gate, up, dgate, dup)
     native.call("gated_backward", *tensors, *sizes, ACTIVATIONS.index(activation), gate.dtype == _BF16)

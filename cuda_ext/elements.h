@@ -42,21 +42,31 @@ inline void with_element(int64_t is_bf16, Run run) {
     is_bf16 ? run(bf16{}) : run(float{});
 }
 
-// Sum of term(i): in many accumulators, so that adds neither wait for one another nor round as one long sum would.
+// Sum of term(i) over begin..end: in many accumulators, whose adds do not wait for one another.
 template <typename Term>
-__attribute__((always_inline)) inline float sum(int64_t size, Term term) {
+__attribute__((always_inline)) inline float sum_of_block(int64_t begin, int64_t end, Term term) {
     constexpr int lanes = 64;
     float partial[lanes] = {};
-    int64_t begin = 0;
-    for (; begin + lanes <= size; begin += lanes) {
+    for (; begin + lanes <= end; begin += lanes) {
 #pragma omp simd
         for (int lane = 0; lane < lanes; ++lane) partial[lane] += term(begin + lane);
     }
     float total = 0;
 #pragma omp simd reduction(+ : total)
-    for (int64_t i = begin; i < size; ++i) total += term(i);
+    for (int64_t i = begin; i < end; ++i) total += term(i);
 #pragma omp simd reduction(+ : total)
     for (int lane = 0; lane < lanes; ++lane) total += partial[lane];
+    return total;
+}
+
+// Sum of term(i) over 0..size, by blocks, so that no accumulator gets long.
+template <typename Term>
+__attribute__((always_inline)) inline float sum(int64_t size, Term term) {
+    constexpr int64_t block = 4096;
+    float total = 0;
+    for (int64_t begin = 0; begin < size; begin += block) {
+        total += sum_of_block(begin, std::min(begin + block, size), term);
+    }
     return total;
 }
 

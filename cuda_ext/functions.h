@@ -37,7 +37,15 @@ inline float exponential(float x) {
     return x < lowest ? 0.0f : result;
 }
 
-inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+struct Sigmoid {
+    float share;  // 1 / (1 + e^-x)
+    float rest;   // 1 - share, but as exact where that is small
+};
+
+inline Sigmoid sigmoid(float x) {
+    const float power = exponential(-x), share = 1.0f / (1.0f + power);
+    return {share, power * share};
+}
 
 // The share of the standard normal distribution below x, within 1e-7: (1 + erf(z)) / 2 with z = x / sqrt(2), and
 // erf(z) = z p(z^2 / 8 - 1) up to 4, where the rest is less than what a float can tell from 1.

@@ -144,8 +144,8 @@ void norm_backward(
     void* dx, void* dweight, void* dbias, int64_t rows, int64_t width, float offset, int64_t is_bf16,
     int64_t weight_is_bf16, int64_t threads) {
     const Floats weights(weight, weight_is_bf16, width, 1, offset);
-    const bool has_columns = dweight || dbias;
-    ColumnSums of_weight(has_columns, width, threads), of_bias(has_columns && mean, width, threads);
+    const bool has_columns = dweight || dbias;  // without rows, mean is null for LayerNorm too
+    ColumnSums of_weight(has_columns, width, threads), of_bias(has_columns && (mean || dbias), width, threads);
     with_element(is_bf16, [&](auto element) {
         using Element = decltype(element);
         const Backward<Element> backward{
