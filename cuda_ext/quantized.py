@@ -79,7 +79,7 @@ def quantize(weight: torch.Tensor, bits: int, group: int | None = None, has_zero
         zeros = torch.full_like(scales, middle)
     values = (groups / scales[..., None] + zeros[..., None]).round().clamp(low, high)
     stored = values.to(torch.int8) if bits == 8 else _packed(values.to(torch.uint8))
-    return Quantized(stored.reshape(outputs, -1), scales, zeros if has_zeros else None, bits)
+    return Quantized(stored.reshape(outputs, inputs * bits // 8), scales, zeros if has_zeros else None, bits)
 
 
 def linear(x: torch.Tensor, weight: Quantized, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -155,7 +155,7 @@ def cross_entropy_with_gradient(
 
 def dequantized(values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int) -> torch.Tensor:
     """Weights as `graphopt.cuda_ext.quantized.Quantized` stores them, as numbers of the dtype of scales."""
-    groups = values.reshape(*scales.shape, -1) if scales.numel() else values[..., None]
+    groups = values.reshape(*scales.shape, values.shape[1] // max(scales.shape[1], 1))
     if bits == 4:
         groups = torch.cat([groups & 15, groups >> 4], dim=-1)
     middle = zeros[..., None] if zeros is not None else 0 if bits == 8 else 8

@@ -51,10 +51,11 @@ def _check(
     assert ((losses.double() - expected.detach()).abs() <= 3e-7 * (5 + magnitude + expected.detach().abs())).all()
     assert losses.dtype == log_normalizers.dtype == torch.float32
     found = cross_entropy_backward(scales, logits, targets, log_normalizers, **options)
-    # What rounds the normalizer changes every probability.
-    bound = 1e-6 + 1e-7 * float(magnitude.max()) if rows else 1.0
-    assert found.dtype == dtype
-    assert_near(found, gradient, bound)
+    # What rounds the normalizer changes every probability, and at the target that is taken from 1.
+    allowed = scales.abs()[:, None].double() * (2e-7 * (2 + magnitude) * (1 + 2 * z_loss * (10 + magnitude)))[:, None]
+    if dtype == torch.bfloat16:
+        allowed = allowed + gradient.abs() * 2.0**-8
+    assert found.dtype == dtype and ((found.double() - gradient).abs() <= allowed).all()
     both = cross_entropy_with_gradient(logits.clone(), targets, scales, **options)
     for ours, alone in zip(both, (losses, log_normalizers, found), strict=True):
         assert torch.equal(ours, alone)
