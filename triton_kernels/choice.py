@@ -27,7 +27,8 @@ from graphopt.nearest import nearest
 VARIABLE = "GRAPHOPT_KERNELS"
 MODES = ("auto", "triton", "cuda", "reference", "off")
 _FILES = {"triton": "kernel", "cuda": "native", "reference": "reference"}
-_HALVES = frozenset({torch.float16, torch.bfloat16, torch.float32})
+_OF_TRITON = frozenset({torch.float16, torch.bfloat16, torch.float32})
+OF_CPU = frozenset({torch.bfloat16, torch.float32})  # what native code takes, where there is some
 _LEAST_CAPABILITY = (8, 0)  # of bfloat16 and of what the kernels are compiled for
 
 
@@ -76,7 +77,7 @@ class Family:
 
     def _hinders_triton(self, x: torch.Tensor, mode: str) -> str | None:
         """Why Triton does not take `x`; None if it does."""
-        if x.dtype not in _HALVES:
+        if x.dtype not in _OF_TRITON:
             return f"Triton kernels take no {x.dtype}"
         if x.dim() and x.shape[-1] > self.widest:
             return f"Triton kernels take rows of up to {self.widest}, not {x.shape[-1]}"

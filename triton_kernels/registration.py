@@ -46,12 +46,12 @@ def check_same(operator: str, name: str, x: Tensor, like: Tensor) -> None:
 
 
 def check_row(operator: str, name: str, row: Tensor | None, like: Tensor) -> None:
-    """Raises ValueError unless argument `name`, if given, is floating, as long as a row of the first, and beside it."""
+    """Raises ValueError unless argument `name`, if given, is a row for the first, of its dtype or of float32."""
     if row is None:
         return
-    if row.shape != like.shape[-1:] or row.device != like.device or not row.is_floating_point():
-        wanted = f"[{like.shape[-1]}] on {like.device}"
-        raise ValueError(f"{operator}: {name} is {describe(row)}, not floating {wanted}, a row of the first argument")
+    if row.shape != like.shape[-1:] or row.device != like.device or row.dtype not in (like.dtype, torch.float32):
+        wanted = f"{like.dtype} or torch.float32 [{like.shape[-1]}] on {like.device}, a row of the first argument"
+        raise ValueError(f"{operator}: {name} is {describe(row)}, not {wanted}")
 
 
 def check_floating(operator: str, name: str, x: Tensor, least: int = 1) -> None:

@@ -181,7 +181,7 @@ def _attend_backward(gradient: torch.Tensor, query: torch.Tensor, *others: Any, 
 def _linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, *others: Any, **_: Any) -> int:
     """A product for the logits, and one for each gradient that is asked for."""
     of_hidden, of_weight = others[-2:]
-    return 2 * hidden.numel() * weight.shape[0] * (1 + of_hidden + of_weight)
+    return int(2 * hidden.numel() * weight.shape[0] * (1 + of_hidden + of_weight))
 
 
 _ATTENTION = (

@@ -11,6 +11,7 @@ import torch
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.choice import VARIABLE
 
+WAYS = ["reference", "triton", "cuda"]
 # Of the largest element; halves are rounded once, and what is summed of them is not rounded before.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
@@ -26,6 +27,11 @@ def in_interpreter() -> Iterator[None]:
     """Operators run their Triton kernels, in the interpreter."""
     with mode("triton"), _triton.interpreted():
         yield
+
+
+def computed_by(way: str) -> contextlib.AbstractContextManager[None]:
+    """Operators run one variant, on the CPU."""
+    return in_interpreter() if way == "triton" else mode(way)
 
 
 def assert_near(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], factor: float = 1.0) -> None:

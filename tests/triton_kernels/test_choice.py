@@ -72,7 +72,7 @@ def test_without_triton_the_reference_runs(gpu, monkeypatch) -> None:
 def test_triton_on_the_cpu_needs_its_interpreter() -> None:
     with in_interpreter():
         assert FAMILY.choose(torch.ones(2, 3)) == Choice("triton", "GRAPHOPT_KERNELS=triton")
-    with mode("triton"), pytest.raises(KernelError, match=r"triton, but norms: on cpu, without .*; reference takes it"):
+    with mode("triton"), pytest.raises(KernelError, match=r"triton, but norms: on cpu, without .*; cuda takes it"):
         RMS_NORM(torch.ones(2, 3), None, 1e-6, 0.0, False)
 
 

@@ -10,7 +10,7 @@ from graphopt._torch import TorchDispatchMode
 from graphopt.triton_kernels.cross_entropy import kernel
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY, CROSS_ENTROPY_BACKWARD, CROSS_ENTROPY_BACKWARD_
-from tests.support.kernels import assert_near, gradients, in_interpreter, mode
+from tests.support.kernels import WAYS, assert_near, computed_by, gradients, in_interpreter, mode
 
 IGNORED = -100
 
@@ -59,29 +59,34 @@ def test_the_reference_is_that_of_torch(shape, classes, smoothing, z_loss) -> No
         _check(*_drawn(shape, classes, torch.float64), smoothing, z_loss, 10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [("triton", torch.float32), ("triton", torch.bfloat16), ("triton", torch.float16), ("cuda", torch.float32),
+     ("cuda", torch.bfloat16)],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 1e-3)])
-def test_kernels_are_that_of_torch(dtype, smoothing, z_loss) -> None:
+def test_kernels_are_that_of_torch(way, dtype, smoothing, z_loss) -> None:
     """Few classes, one step of lanes, several; rows apart."""
-    with in_interpreter():
+    with computed_by(way):
         for shape, classes in (((2, 5), 7), ((3,), 1000), ((2,), 9001)):
             _check(*_drawn(shape, classes, dtype), smoothing, z_loss, 2)
         wide, targets = _drawn((3,), 100, dtype)
         _check(wide[:, 10:90], targets % 80, smoothing, z_loss, 2)
 
 
-@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("way", WAYS)
 def test_the_gradient_takes_the_place_of_logits(way) -> None:
     logits, targets = _drawn((3,), 5000)
     gradient = torch.randn(3)
-    with in_interpreter() if way == "triton" else mode(way):
+    with computed_by(way):
         _, lse = CROSS_ENTROPY(logits, targets, IGNORED, 0.1, 1e-3)
         wanted = CROSS_ENTROPY_BACKWARD(logits, gradient, targets, lse, IGNORED, 0.1, 1e-3)
         CROSS_ENTROPY_BACKWARD_(logits, gradient, targets, lse, IGNORED, 0.1, 1e-3)
     assert torch.equal(logits, wanted)
 
 
-@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("way", WAYS)
 def test_logits_that_are_not_finite_are_as_in_torch(way) -> None:
     infinity = float("inf")
     logits = torch.randn(5, 40)
@@ -90,7 +95,7 @@ def test_logits_that_are_not_finite_are_as_in_torch(way) -> None:
     logits[2, 5] = infinity
     logits[3, 5] = float("nan")
     targets = torch.tensor([1, 2, 3, 4, IGNORED])
-    with in_interpreter() if way == "triton" else mode(way):
+    with computed_by(way):
         loss, lse = CROSS_ENTROPY(logits, targets, IGNORED, 0.0, 0.0)
         of_logits = CROSS_ENTROPY_BACKWARD(logits, torch.ones(5), targets, lse, IGNORED, 0.0, 0.0)
     assert_near([loss], [_torch(logits.double(), targets)])
@@ -111,10 +116,10 @@ def test_a_target_that_is_no_class_is_an_error_or_no_number() -> None:
     assert of_logits.isnan().all(1).tolist() == [False, True]
 
 
-@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("way", WAYS)
 def test_no_token_gives_no_loss(way) -> None:
     logits, targets = torch.randn(0, 8, requires_grad=True), torch.zeros(0, dtype=torch.int64)
-    with in_interpreter() if way == "triton" else mode(way):
+    with computed_by(way):
         loss, _ = CROSS_ENTROPY(logits, targets, IGNORED, 0.0, 0.0)
         assert torch.autograd.grad(loss.sum(), logits)[0].shape == (0, 8)
 

@@ -16,10 +16,11 @@ from graphopt.triton_kernels.norms.op import (
     RMS_NORM,
     RMS_NORM_BACKWARD,
 )
-from tests.support.kernels import assert_near, gradients, in_interpreter, mode
+from tests.support.kernels import WAYS, assert_near, computed_by, gradients, in_interpreter, mode
 
 EPSILON = 1e-5
-HALVES = [torch.float32, torch.bfloat16, torch.float16]
+KERNELS = [("triton", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+KERNELS += [("cuda", dtype) for dtype in (torch.float32, torch.bfloat16)]
 
 
 def _rms(x, residual, weight, offset=0.0) -> Any:
@@ -89,20 +90,22 @@ def test_references_are_the_norms_of_torch(shape, width, flags, offset) -> None:
     torch.manual_seed(0)
     x, residual, weight, bias = _drawn((*shape, width), torch.float64, *flags)
     with mode("reference"):
-        _compare(lambda *t: _rms(*t, offset), lambda *t: _torch_rms(*t, offset), [x, residual, weight], 10)
+        _compare(
+            lambda *t: _rms(*t, offset=offset), lambda *t: _torch_rms(*t, offset=offset), [x, residual, weight], 10
+        )
         _compare(_layer, _torch_layer, [x, residual, weight, bias], 100)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("way", "dtype"), KERNELS, ids=str)
 @pytest.mark.parametrize(
     ("shape", "flags"),
     [((3, 33), (True, True, True)), ((2, 3, 128), (False, True, False)), ((70, 32), (True, False, True)),
      ((1, 7), (False, True, True)), ((5,), (True, True, True)), ((2, 1000), (False, False, False))],
 )  # fmt: skip
-def test_kernels_are_the_norms_of_torch(shape, flags, dtype) -> None:
+def test_kernels_are_the_norms_of_torch(shape, flags, way, dtype) -> None:
     x, residual, weight, bias = _drawn(shape, dtype, *flags)
-    with in_interpreter():
-        _compare(lambda *t: _rms(*t, 1.0), lambda *t: _torch_rms(*t, 1.0), [x, residual, weight], 2)
+    with computed_by(way):
+        _compare(lambda *t: _rms(*t, offset=1.0), lambda *t: _torch_rms(*t, offset=1.0), [x, residual, weight], 2)
         _compare(_layer, _torch_layer, [x, residual, weight, bias], 2)
 
 
@@ -123,41 +126,43 @@ def test_a_row_is_rounded_before_it_is_weighted_where_that_is_asked() -> None:
     wanted = weight * F.rms_norm(x.float(), (64,), None, EPSILON).bfloat16()
     with mode("reference"):
         assert torch.equal(RMS_NORM(x, weight, EPSILON, 0.0, True)[0], wanted)
-    with in_interpreter():
-        found = RMS_NORM(x, weight, EPSILON, 0.0, True)[0]
-    assert (found != wanted).float().mean() < 0.02  # where the reciprocal root differs in its last bit
-    assert_near([found], [wanted])
+    for way in ("triton", "cuda"):
+        with computed_by(way):
+            found = RMS_NORM(x, weight, EPSILON, 0.0, True)[0]
+        assert (found != wanted).float().mean() < 0.02  # where the reciprocal root differs in its last bit
+        assert_near([found], [wanted])
 
 
+@pytest.mark.parametrize("way", ["triton", "cuda"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_what_is_not_finite_stays_in_its_row(value) -> None:
-    x, _, weight, bias = _drawn((3, 40), torch.float32)
+def test_what_is_not_finite_stays_in_its_row(value, way) -> None:
+    x, weight, bias = torch.randn(3, 40), torch.randn(40), torch.randn(40)
     x[1, 7] = value
     for function in (lambda: RMS_NORM(x, weight, EPSILON, 0.0, False), lambda: LAYER_NORM(x, weight, bias, EPSILON)):
         with mode("reference"):
             wanted = function()
-        with in_interpreter():
+        with computed_by(way):
             found = function()
         assert_near(found, wanted, 2)
         assert found[0][[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("way", WAYS)
 def test_rows_may_be_apart_and_turned(way) -> None:
     wide = torch.randn(6, 100)
     for x in (wide[:, 10:60], wide[::2, :50], wide.t(), wide[:1].expand(4, 100)):
         with mode("reference"):
             wanted = RMS_NORM(x.contiguous(), None, EPSILON, 0.0, False)
-        with in_interpreter() if way == "triton" else mode(way):
+        with computed_by(way):
             found = RMS_NORM(x, None, EPSILON, 0.0, False)
         assert_near(found, wanted, 2)
         assert all(result.is_contiguous() for result in found)
 
 
-@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("way", WAYS)
 def test_no_row_gives_no_row_and_gradients_of_zero(way) -> None:
     x, weight = torch.randn(0, 8, requires_grad=True), torch.randn(8, requires_grad=True)
-    with in_interpreter() if way == "triton" else mode(way):
+    with computed_by(way):
         for y in (_rms(x, None, weight), _layer(x, None, weight, weight)):
             (of_weight,) = torch.autograd.grad(y.sum(), weight)
             assert y.shape == (0, 8) and not of_weight.any()
@@ -184,7 +189,7 @@ def test_operators_are_what_they_declare() -> None:
 
 def test_gradients_are_those_of_differences() -> None:
     x, residual, weight, bias = (t.requires_grad_() for t in _drawn((2, 6), torch.float64) if t is not None)
-    assert torch.autograd.gradcheck(lambda *t: _rms(*t, 1.0), (x, residual, weight))
+    assert torch.autograd.gradcheck(lambda *t: _rms(*t, offset=1.0), (x, residual, weight))
     assert torch.autograd.gradcheck(_layer, (x, residual, weight, bias))
     assert torch.autograd.gradcheck(lambda x, w: _rms(x, None, w), (x, weight))
     assert torch.autograd.gradcheck(lambda x, r: _layer(x, r, None, None)[1] * 2, (x, residual))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.triton_kernels.rotary.op import ROTARY
-from tests.support.kernels import assert_near, gradients, in_interpreter, mode
+from tests.support.kernels import WAYS, assert_near, computed_by, gradients, mode
 
 
 def _turned(x, angles, interleaved, inverse=False) -> torch.Tensor:
@@ -59,10 +59,11 @@ def test_the_reference_multiplies_complex_numbers(sizes, half, rest, one_batch, 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_kernel_multiplies_complex_numbers(interleaved, dtype) -> None:
+@pytest.mark.parametrize("way", ["triton", "cuda"])
+def test_the_kernel_multiplies_complex_numbers(interleaved, way, dtype) -> None:
     """Heads before positions and behind them; few heads and more than a tile has; a part of the width turned."""
     angles = 6 * torch.rand(2, 3, 6).double()
-    with in_interpreter():
+    with computed_by(way):
         q, k = (torch.randn(2, heads, 3, 12).to(dtype) for heads in (5, 2))
         _check(q, k, angles, interleaved)
         q, k = (torch.randn(2, 3, heads, 17).to(dtype).transpose(1, 2) for heads in (3, 1))
@@ -73,10 +74,10 @@ def test_the_kernel_multiplies_complex_numbers(interleaved, dtype) -> None:
         _check(turned, turned, angles[:1], interleaved)
 
 
-@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("way", WAYS)
 def test_no_position_gives_none(way) -> None:
     q, angle = torch.randn(2, 3, 0, 8), torch.randn(1, 0, 4)
-    with in_interpreter() if way == "triton" else mode(way):
+    with computed_by(way):
         assert ROTARY(q, q, angle, angle, False, False)[0].shape == q.shape
 
 

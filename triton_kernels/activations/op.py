@@ -7,10 +7,10 @@ from torch import Tensor
 
 from graphopt.nearest import nearest
 from graphopt.triton_kernels.activations.reference import ACTIVATIONS
-from graphopt.triton_kernels.choice import Family
+from graphopt.triton_kernels.choice import OF_CPU, Family
 from graphopt.triton_kernels.registration import check_floating, check_row, check_same, define
 
-FAMILY = Family("activations", widest=2**31 - 1)
+FAMILY = Family("activations", widest=2**31 - 1, native=OF_CPU)
 
 
 def _gated(gate: Tensor, up: Tensor, activation: str) -> Any:

@@ -25,10 +25,12 @@ def _forward(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits = LOGITS + row * stride
+    target = tl.load(TARGETS + row)
+    counted = tl.where(target == ignore_index, 0, classes)
     largest = tl.full((LANES,), float("-inf"), dtype=tl.float32)
     sums = tl.zeros((LANES,), dtype=tl.float32)
     totals = tl.zeros((LANES,), dtype=tl.float32)
-    for first in range(0, classes, STEPS * LANES):
+    for first in range(0, counted, STEPS * LANES):
         columns = first + tl.arange(0, STEPS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
         inside = columns < classes
         x = tl.load(logits + columns, mask=inside, other=float("-inf")).to(tl.float32)
@@ -41,8 +43,7 @@ def _forward(
     top = tl.max(largest, axis=0)
     base = tl.where(top == float("-inf"), 0.0, top)
     lse = base + tl.log(tl.sum(sums * tl.exp(largest - base), axis=0))
-    tl.store(LSE + row, lse)
-    target = tl.load(TARGETS + row)
+    tl.store(LSE + row, tl.where(target == ignore_index, 0.0, lse))
     is_class = (target >= 0) & (target < classes)
     chosen = tl.load(logits + target, mask=is_class, other=float("nan")).to(tl.float32)
     loss = (1.0 - label_smoothing) * (lse - chosen) + z_loss * lse * lse

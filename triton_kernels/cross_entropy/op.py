@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.triton_kernels.choice import Family
+from graphopt.triton_kernels.choice import OF_CPU, Family
 from graphopt.triton_kernels.registration import check_floating, define, describe
 
-FAMILY = Family("cross_entropy", widest=2**31 - 1)
+FAMILY = Family("cross_entropy", widest=2**31 - 1, native=OF_CPU)
 _OPTIONS = "int ignore_index, float label_smoothing, float z_loss"
 
 

@@ -6,7 +6,7 @@ arXiv:2204.02311):
 
     loss = (1 - s) * (lse - logit of the target) + s * (lse - mean of the logits) + z * lse^2
 
-and zero where the target is `ignore_index`. A loss, and lse, are at least of float32.
+Both a loss and lse are zero where the target is `ignore_index`, and at least of float32.
 """
 
 import torch
@@ -24,7 +24,7 @@ def cross_entropy(
     loss = (1 - label_smoothing) * (lse - chosen) + z_loss * lse.square()
     if label_smoothing:
         loss = loss + label_smoothing * (lse - wide.mean(-1))
-    return loss.masked_fill(ignored, 0).contiguous(), lse
+    return loss.masked_fill(ignored, 0), lse.masked_fill(ignored, 0)
 
 
 def cross_entropy_backward(

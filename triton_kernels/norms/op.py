@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.triton_kernels.choice import Family
+from graphopt.triton_kernels.choice import OF_CPU, Family
 from graphopt.triton_kernels.registration import check_floating, check_row, check_same, define
 
-NORMS = Family("norms", widest=131072)
+NORMS = Family("norms", widest=131072, native=OF_CPU)
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, offset: float, round_first: bool) -> Any:

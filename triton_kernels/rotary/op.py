@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.triton_kernels.choice import Family
+from graphopt.triton_kernels.choice import OF_CPU, Family
 from graphopt.triton_kernels.registration import check_floating, define, describe
 
-FAMILY = Family("rotary", widest=2048)
+FAMILY = Family("rotary", widest=2048, native=OF_CPU)
 _DIMENSIONS = 4
 
 
