@@ -62,14 +62,15 @@ def interpreted() -> Iterator[None]:
 
     with (
         _interpreted_language(),
+        knobs.runtime.scope(),  # what is set below is as before behind it
         _exchanged(
-            (knobs.runtime, "interpret", True),
             (JITFunction, "run", run),
             (JITFunction, "__call__", call),
             (tl.tensor, "__index__", index),
             (interpreter, "_convert_float", _converting(interpreter._convert_float)),
         ),
     ):
+        knobs.runtime.interpret = True
         yield
 
 
