@@ -12,10 +12,11 @@ from torch import Tensor
 
 from graphopt.triton_kernels.launch import launch, power_of_two, rows_of
 
-_LANES = 2048  # columns side by side: 8 in a thread, which are 16 bytes of bfloat16
-_STEPS = 4  # so many rows of them are read at once
-_WARPS = 8
+_LANES = 1024  # columns side by side: 8 in a thread, which are 16 bytes of bfloat16
+_STEPS = 4  # so many of them are read at once by a lane, which takes five exponentials for four logits
+_WARPS = 4
 _BLOCK = 4096  # of backward
+_BACKWARD_WARPS = 8
 
 
 @triton.jit
@@ -128,4 +129,4 @@ def _put(
     block = min(_BLOCK, power_of_two(classes))
     launch(_backward, count * triton.cdiv(classes, block), rows, gradient.contiguous(), targets.contiguous(), lse,
            of_rows, rows.stride(0), of_rows.stride(0), classes, ignore_index, label_smoothing, z_loss,
-           warps=max(1, _WARPS * block // _BLOCK), BLOCK=block)  # fmt: skip
+           warps=max(1, _BACKWARD_WARPS * block // _BLOCK), BLOCK=block)  # fmt: skip
