@@ -147,10 +147,19 @@ def cross_entropy_with_gradient(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
-    losses, log_normalizers = cross_entropy(logits, targets, **options)
-    dlosses = torch.ones_like(losses) if scales is None else scales
-    return losses, log_normalizers, cross_entropy_backward(dlosses, logits, targets, log_normalizers, **options)
+    losses, log_normalizers = cross_entropy(
+        logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss
+    )
+    gradient = cross_entropy_backward(
+        torch.ones_like(losses) if scales is None else scales,
+        logits,
+        targets,
+        log_normalizers,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
+    return losses, log_normalizers, gradient
 
 
 def dequantized(values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int) -> torch.Tensor:
