@@ -1,7 +1,5 @@
 """How far kernels may be from the same in float64."""
 
-from typing import Any
-
 import torch
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -20,8 +18,7 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, bound: float = 1e-6
     assert apart.max() <= 0, f"{apart.max().item()} more than allowed at {int(apart.argmax())}"
 
 
-def doubled(*tensors: torch.Tensor) -> Any:
-    """To be unpacked into arguments."""
+def doubled(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.double() for tensor in tensors]
 
 
