@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.compile_time import first_steps, giant, growth, verification
-from bench.cpu_kernels import CASES as CPU_KERNELS
-from bench.cpu_kernels import DTYPES
+from bench.cpu_kernel_cases import CASES as CPU_KERNELS
+from bench.cpu_kernel_cases import DTYPES
 from bench.cpu_kernels import compare as compare_kernels
 from bench.disk import ENGINES, throughput
 from bench.machine import description
@@ -234,8 +234,10 @@ def _cpu_kernels(options: argparse.Namespace) -> dict[str, Any]:
         shown = [f"{r['median']:.2f} ({r['low']:.2f}–{r['high']:.2f})" for r in ratios]
         median = case["seconds"]["graphopt"]["median"]
         table.add_row(case["kernel"], case["shape"], case["dtype"], f"{median * 1e6:.0f}", *shown)
-    means = ", ".join(f"{name} {mean:.2f}" for name, mean in found["geometric_mean"].items())
-    Console(width=160).print(table, f"geometric means: {means}")
+    means = Table("geometric mean, times ours", *found["means"]["eager"])
+    for name, each in found["means"].items():
+        means.add_row(name, *(f"{mean:.2f}" for mean in each.values()))
+    Console(width=160).print(table, means)
     return found
 
 

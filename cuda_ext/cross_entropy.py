@@ -58,8 +58,15 @@ def cross_entropy_backward(
         check(name, tensor, logits.shape[:1], FLOAT32)
     native = library(_SOURCE)
     if native is None:
-        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
-        gradient = reference.cross_entropy_backward(dlosses, logits, targets, log_normalizers, **options)
+        gradient = reference.cross_entropy_backward(
+            dlosses,
+            logits,
+            targets,
+            log_normalizers,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
         return logits.copy_(gradient) if in_place else gradient
     gradient = logits if in_place else torch.empty_like(logits)
     tensors = (logits, targets, dlosses, None, log_normalizers, gradient)
@@ -86,8 +93,9 @@ def cross_entropy_with_gradient(
         check("scales", scales, logits.shape[:1], FLOAT32)
     native = library(_SOURCE)
     if native is None:
-        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
-        losses, log_normalizers, gradient = reference.cross_entropy_with_gradient(logits, targets, scales, **options)
+        losses, log_normalizers, gradient = reference.cross_entropy_with_gradient(
+            logits, targets, scales, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss
+        )
         return losses, log_normalizers, logits.copy_(gradient) if in_place else gradient
     losses, log_normalizers = logits.new_empty(2, logits.shape[0], dtype=torch.float32)
     gradient = logits if in_place else torch.empty_like(logits)

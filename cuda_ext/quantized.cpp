@@ -69,17 +69,17 @@ struct Matrix {
     int64_t inputs, outputs, group;
 };
 
-// What the bytes [begin, end) of a group add to sums of weight - zero times input; x: the inputs of the group.
+// Adds what the bytes of a group, `size` for each output, are times the inputs of the group: (value - zero) * scale * x.
 template <typename Format, int outputs, int rows>
 __attribute__((always_inline)) inline void add_group(
     const typename Format::Byte* values, int64_t value_stride, const float* x, int64_t x_stride, int64_t size,
-    const float (&zeros)[outputs], Vector (&sums)[outputs][rows]) {
+    const float (&zeros)[outputs], const float (&scales)[outputs], Vector (&sums)[outputs][rows]) {
     int64_t i = 0;
     for (; i + lanes <= size; i += lanes) {
         for (int o = 0; o < outputs; ++o) {
             const Integers bytes = widened_bytes(values + o * value_stride + i);
             for (int part = 0; part < Format::parts; ++part) {
-                const Vector weight = __builtin_convertvector(Format::value(bytes, part), Vector) - zeros[o];
+                const Vector weight = (__builtin_convertvector(Format::value(bytes, part), Vector) - zeros[o]) * scales[o];
                 for (int r = 0; r < rows; ++r) sums[o][r] += weight * loaded(x + r * x_stride + part * size + i);
             }
         }
@@ -87,7 +87,8 @@ __attribute__((always_inline)) inline void add_group(
     for (; i < size; ++i) {
         for (int o = 0; o < outputs; ++o) {
             for (int part = 0; part < Format::parts; ++part) {
-                const float weight = static_cast<float>(Format::value(int{values[o * value_stride + i]}, part)) - zeros[o];
+                const int value = Format::value(int{values[o * value_stride + i]}, part);
+                const float weight = (static_cast<float>(value) - zeros[o]) * scales[o];
                 for (int r = 0; r < rows; ++r) sums[o][r][0] += weight * x[r * x_stride + part * size + i];
             }
         }
@@ -100,14 +101,23 @@ void tile(const Matrix& m, const float* x, float* y, int64_t output, int64_t row
     const auto* values = static_cast<const typename Format::Byte*>(m.values) + output * stride;
     Vector sums[outputs][rows] = {};
     for (int64_t group = 0; group < groups; ++group) {
-        Vector part[outputs][rows] = {};
-        float zeros[outputs];
-        for (int o = 0; o < outputs; ++o) zeros[o] = m.zeros ? m.zeros[(output + o) * groups + group] : Format::middle;
-        add_group<Format, outputs, rows>(
-            values + group * bytes, stride, x + row * m.inputs + group * m.group, m.inputs, bytes, zeros, part);
+        const auto add = [&](const float(&scales)[outputs], Vector(&to)[outputs][rows]) {
+            float zeros[outputs];
+            for (int o = 0; o < outputs; ++o) zeros[o] = m.zeros ? m.zeros[(output + o) * groups + group] : Format::middle;
+            add_group<Format, outputs, rows>(
+                values + group * bytes, stride, x + row * m.inputs + group * m.group, m.inputs, bytes, zeros, scales, to);
+        };
+        float scales[outputs], ones[outputs];
         for (int o = 0; o < outputs; ++o) {
-            const float scale = m.scales[(output + o) * groups + group];
-            for (int r = 0; r < rows; ++r) sums[o][r] += part[o][r] * scale;
+            scales[o] = m.scales[(output + o) * groups + group];
+            ones[o] = 1;
+        }
+        if constexpr (rows == 1) {  // one product a group, rather than one a weight
+            Vector part[outputs][rows] = {};
+            add(ones, part);
+            for (int o = 0; o < outputs; ++o) sums[o][0] += part[o][0] * scales[o];
+        } else {  // more sums would not fit in the registers
+            add(scales, sums);
         }
     }
     for (int r = 0; r < rows; ++r) {
@@ -121,15 +131,15 @@ void tile(const Matrix& m, const float* x, float* y, int64_t output, int64_t row
 
 template <typename Format, int outputs>
 void all_rows(const Matrix& m, const float* x, float* y, int64_t output, int64_t rows) {
-    constexpr int most = lanes == 16 ? 4 : 2;  // the sums of more would not fit in the registers
     int64_t row = 0;
-    for (; row + most <= rows; row += most) tile<Format, outputs, most>(m, x, y, output, row);
-    for (; row < rows; ++row) tile<Format, outputs, 1>(m, x, y, output, row);
+    for (; row + 4 <= rows; row += 4) tile<Format, outputs, 4>(m, x, y, output, row);
+    for (; row + 2 <= rows; row += 2) tile<Format, outputs, 2>(m, x, y, output, row);
+    if (row < rows) tile<Format, outputs, 1>(m, x, y, output, row);
 }
 
 template <typename Format>
 void multiply(const Matrix& m, const float* x, float* y, int64_t rows, int64_t threads) {
-    constexpr int together = 2;
+    constexpr int together = lanes == 16 ? 4 : 2;
     share(m.outputs, rows * m.inputs, threads, [&](int64_t, int64_t begin, int64_t end) {
         int64_t output = begin;
         for (; output + together <= end; output += together) all_rows<Format, together>(m, x, y, output, rows);

@@ -147,10 +147,19 @@ def cross_entropy_with_gradient(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
-    losses, log_normalizers = cross_entropy(logits, targets, **options)
-    dlosses = torch.ones_like(losses) if scales is None else scales
-    return losses, log_normalizers, cross_entropy_backward(dlosses, logits, targets, log_normalizers, **options)
+    losses, log_normalizers = cross_entropy(
+        logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss
+    )
+    gradient = cross_entropy_backward(
+        torch.ones_like(losses) if scales is None else scales,
+        logits,
+        targets,
+        log_normalizers,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
+    return losses, log_normalizers, gradient
 
 
 def dequantized(values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int) -> torch.Tensor:
@@ -203,7 +212,7 @@ def _slope(x: torch.Tensor, activation: str) -> torch.Tensor:
     if activation == "gelu":
         return 0.5 * (1 + (x * 0.5**0.5).erf()) + x * (-0.5 * x.square()).exp() / math.sqrt(2 * math.pi)
     root, cubic = math.sqrt(8 / math.pi), 0.044715  # 1 + tanh(u) = 2 sigmoid(2 u)
-    share = (root * (x + cubic * x**3)).sigmoid()
+    share = (root * x * (1 + cubic * x.square())).sigmoid()
     return share + x * share * (1 - share) * root * (1 + 3 * cubic * x.square())
 
 

@@ -17,16 +17,18 @@ WIDTHS = st.one_of(st.integers(0, 200), st.sampled_from([768, 1023, 14_336]))
 def _check(dtype: torch.dtype, rows: int, width: int, activation: str, seed: int = 0) -> None:
     gate, up, dy = random(dtype, 3, rows, width, seed=seed, scale=3)
     bias = random(dtype, width, seed=seed + 1)
-    assert_near(activations.gated(gate, up, activation), reference.gated(*doubled(gate, up), activation))
+    assert_near(activations.gated(gate, up, activation), reference.gated(*doubled(gate, up), activation=activation))
     found = activations.gated_backward(dy, gate, up, activation)
-    for tensor, exact in zip(found, reference.gated_backward(*doubled(dy, gate, up), activation), strict=True):
+    for tensor, exact in zip(
+        found, reference.gated_backward(*doubled(dy, gate, up), activation=activation), strict=True
+    ):
         assert tensor.dtype == dtype
         assert_near(tensor, exact)
     # The sum is rounded before the activation is taken of it: half a unit of 12 there.
     y = activations.bias_activation(gate, bias, activation)
-    assert_near(y, reference.bias_activation(*doubled(gate, bias), activation), 2e-6)
+    assert_near(y, reference.bias_activation(*doubled(gate, bias), activation=activation), 2e-6)
     dx, dbias = activations.bias_activation_backward(dy, gate, bias, activation)
-    exact, of_bias = reference.bias_activation_backward(*doubled(dy, gate, bias), activation)
+    exact, of_bias = reference.bias_activation_backward(*doubled(dy, gate, bias), activation=activation)
     assert dbias is not None and of_bias is not None
     assert_near(dx, exact, 2e-6)
     assert_near(dbias, of_bias, 1e-5)

@@ -29,7 +29,9 @@ def _check_rms(dtype: torch.dtype, rows: int, width: int, seed: int = 0, offset:
     assert_near(y, expected)
     assert_near(inverse[:, None], inverse64[:, None])
     found = norms.rms_norm_backward(dy, summed, weight, inverse, dsum, offset)
-    wide = reference.rms_norm_backward(*doubled(dy, summed, weight), inverse64, dsum.double(), offset)
+    wide = reference.rms_norm_backward(
+        *doubled(dy, summed, weight), inverse=inverse64, dsum=dsum.double(), offset=offset
+    )
     for tensor, exact in zip(found, wide, strict=True):
         assert tensor is not None and exact is not None
         assert_near(tensor, exact, 2e-6)
@@ -40,12 +42,14 @@ def _check_layer(dtype: torch.dtype, rows: int, width: int, seed: int = 0, **how
     x, residual, dy, dsum, weight, bias = _made(dtype, rows, width, seed, how.get("weight_dtype", dtype))
     y, summed, mean, inverse = norms.layer_norm(x, weight, bias, 1e-2, residual)
     assert summed is not None and torch.equal(summed, x + residual)
-    expected, _, mean64, inverse64 = reference.layer_norm(*doubled(summed, weight, bias), 1e-2)
+    expected, _, mean64, inverse64 = reference.layer_norm(*doubled(summed, weight, bias), epsilon=1e-2)
     assert_near(y, expected, 3e-6)
     assert_near(mean, mean64, 3e-6)
     assert_near(inverse, inverse64, 3e-6)
     found = norms.layer_norm_backward(dy, summed, weight, mean, inverse, dsum)
-    wide = reference.layer_norm_backward(*doubled(dy, summed, weight), mean64, inverse64, dsum.double())
+    wide = reference.layer_norm_backward(
+        *doubled(dy, summed, weight), mean=mean64, inverse=inverse64, dsum=dsum.double()
+    )
     for tensor, exact in zip(found, wide, strict=True):
         assert tensor is not None and exact is not None
         assert_near(tensor, exact, 1e-5)

@@ -10,7 +10,7 @@ from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.launch import Tile, launch, power_of_two, rows_of, tile_for
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _copy(X, Y, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(X + at, mask=at < count, other=0.0).to(tl.float32)
