@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from graphopt.triton_kernels import _triton
+from graphopt.triton_kernels.activations import kernel as activations
+from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.norms import kernel as norms
 from graphopt.triton_kernels.resources import LAUNCHES, REGISTERS, SHARED_MEMORY, TABLE, measured, sources
+from graphopt.triton_kernels.rotary import kernel as rotary
 
 TOLD = json.loads(TABLE.read_text())
 SOME = ["norms, 128 bfloat16", "activations, silu", "rotary, interleaved", "cross_entropy, bfloat16"]
@@ -65,3 +68,19 @@ def test_what_is_read_at_once_follows_from_how_rows_lie() -> None:
             norms.rms_norm(x, None, 1e-6, 0.0, False)
         loads += [kernel.load for kernel in compiled]
     assert loads == [16, 2]
+
+
+def test_sizes_of_one_compile_too() -> None:
+    """Which Triton knows as it compiles, where other sizes are variables."""
+    x, row, of_row = (torch.empty(shape, device="meta") for shape in ((1, 1), (1,), (1,)))
+    q, angle = torch.empty(1, 1, 1, 2, device="meta"), torch.empty(1, 1, 1, device="meta")
+    target = torch.empty(1, dtype=torch.int64, device="meta")
+    with _triton.compiling(90) as compiled:
+        norms.add_rms_norm(x, x, row, 1e-6, 0.0, False)
+        norms.layer_norm_backward(x, x, row, row, of_row, of_row, x)
+        activations.gated_backward(x, x, x, "silu")
+        activations.bias_activation_backward(x, x, row, "gelu")
+        rotary.rotary(q, q, angle, angle, True, False)
+        cross_entropy.cross_entropy(x, target, 1, 1.0, 1.0)
+        cross_entropy.cross_entropy_backward(x, of_row, target, of_row, 1, 1.0, 1.0)
+    assert len(compiled) == 7
