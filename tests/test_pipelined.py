@@ -173,7 +173,8 @@ def test_the_batch_may_be_a_tensor_a_tuple_or_a_mapping() -> None:
     case = Case.of("unet")
     x = case.batch["x"]
     losses = []
-    for batch in (x, (x,), {"x": x}, ((x,), {})):
+    batches: list[Any] = [x, (x,), {"x": x}, ((x,), {})]
+    for batch in batches:
         torch.manual_seed(0)
         model = graphopt.compile(Case.of("unet").model, "pipeline.microbatches=2", loss=case.loss)
         losses.append(float(model.train_step(batch, case.target)))
