@@ -66,7 +66,9 @@ struct Forward {
         const int64_t size = width;
         if (is_centered) {
 #pragma omp simd
-            for (int64_t i = 0; i < size; ++i) to[i] = narrowed<Element>((widened(from[i]) - center) * factor * w[i] + b[i]);
+            for (int64_t i = 0; i < size; ++i) {
+                to[i] = narrowed<Element>((widened(from[i]) - center) * factor * w[i] + b[i]);
+            }
         } else {
 #pragma omp simd
             for (int64_t i = 0; i < size; ++i) to[i] = narrowed<Element>(widened(from[i]) * factor * w[i]);

@@ -210,7 +210,7 @@ def _slope(x: torch.Tensor, activation: str) -> torch.Tensor:
         share = x.sigmoid()
         return share * (1 + x * (1 - share))
     if activation == "gelu":
-        return 0.5 * (1 + (x * 0.5**0.5).erf()) + x * (-0.5 * x.square()).exp() / math.sqrt(2 * math.pi)
+        return ((x * math.sqrt(0.5)).erf() + 1) * 0.5 + x * (x.square() * -0.5).exp() / math.sqrt(2 * math.pi)
     root, cubic = math.sqrt(8 / math.pi), 0.044715  # 1 + tanh(u) = 2 sigmoid(2 u)
     share = (x * root * (x.square() * cubic + 1)).sigmoid()
     return share * (1 + x * (1 - share) * (x.square() * (3 * cubic) + 1) * root)
