@@ -48,7 +48,9 @@ void with_activation(int64_t activation, Run run) {
 
 template <typename Run>
 void with_both(int64_t activation, int64_t is_bf16, Run run) {
-    with_activation(activation, [&](auto function) { with_element(is_bf16, [&](auto element) { run(function, element); }); });
+    with_activation(activation, [&](auto function) {
+        with_element(is_bf16, [&](auto element) { run(function, element); });
+    });
 }
 
 }  // namespace
@@ -112,7 +114,9 @@ void bias_activation(
                 const Element* from = static_cast<const Element*>(x) + row * width;
                 Element* to = static_cast<Element*>(y) + row * width;
 #pragma omp simd
-                for (int64_t i = 0; i < width; ++i) to[i] = narrowed<Element>(function.at(widened(from[i]) + b[i]).value);
+                for (int64_t i = 0; i < width; ++i) {
+                    to[i] = narrowed<Element>(function.at(widened(from[i]) + b[i]).value);
+                }
             }
         });
     });

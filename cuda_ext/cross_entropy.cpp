@@ -14,7 +14,7 @@ struct Options {
     float z_loss;
 };
 
-constexpr int64_t block = 2048;  // elements whose largest is sought before they are added up: they stay in the first cache
+constexpr int64_t block = 2048;  // elements whose largest is sought before they are added up, in the first cache
 
 struct Row {
     float log_normalizer;
@@ -68,7 +68,8 @@ float loss(const Element* x, int64_t size, int64_t target, const Row& row, const
 // d loss / d x, times `scale`. May be written over x.
 template <typename Element>
 void gradient(
-    const Element* x, Element* to, int64_t size, int64_t target, float log_normalizer, float scale, const Options& options) {
+    const Element* x, Element* to, int64_t size, int64_t target, float log_normalizer, float scale,
+    const Options& options) {
     const float of_softmax = scale * (1 + 2 * options.z_loss * log_normalizer);
     const float even = scale * options.smoothing / size;
     const float at_target = of_softmax * exponential(widened(x[target]) - log_normalizer) - even;

@@ -32,7 +32,8 @@ def cross_entropy(
         return reference.cross_entropy(
             logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss
         )
-    losses, log_normalizers = logits.new_empty(2, logits.shape[0], dtype=torch.float32)
+    losses = logits.new_empty(logits.shape[0], dtype=torch.float32)
+    log_normalizers = torch.empty_like(losses)
     tensors = (logits, targets, None, losses, log_normalizers, None)
     _call(native, tensors, ignore_index, label_smoothing, z_loss)
     return losses, log_normalizers
@@ -97,7 +98,8 @@ def cross_entropy_with_gradient(
             logits, targets, scales, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss
         )
         return losses, log_normalizers, logits.copy_(gradient) if in_place else gradient
-    losses, log_normalizers = logits.new_empty(2, logits.shape[0], dtype=torch.float32)
+    losses = logits.new_empty(logits.shape[0], dtype=torch.float32)
+    log_normalizers = torch.empty_like(losses)
     gradient = logits if in_place else torch.empty_like(logits)
     tensors = (logits, targets, scales, losses, log_normalizers, gradient)
     _call(native, tensors, ignore_index, label_smoothing, z_loss)

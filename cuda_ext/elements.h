@@ -126,13 +126,13 @@ class ColumnSums {
     float* of(int64_t part) { return width_ ? sums_.data() + part * width_ : nullptr; }
 
     template <typename Element>
-    void write(Element* to) const {
-        const int64_t parts = width_ ? static_cast<int64_t>(sums_.size()) / width_ : 0;
-        for (int64_t i = 0; i < width_; ++i) {
-            float total = 0;
-            for (int64_t part = 0; part < parts; ++part) total += sums_[part * width_ + i];
-            to[i] = narrowed<Element>(total);
+    void write(Element* to) {
+        float* total = sums_.data();
+        for (auto next = width_; next < static_cast<int64_t>(sums_.size()); next += width_) {
+#pragma omp simd
+            for (int64_t i = 0; i < width_; ++i) total[i] += total[next + i];
         }
+        for (int64_t i = 0; i < width_; ++i) to[i] = narrowed<Element>(total[i]);
     }
 
    private:

@@ -7,6 +7,8 @@
 
 namespace {
 
+constexpr int64_t block = 512;  // elements of the next row that are asked for at once
+
 template <typename Element>
 struct Forward {
     const Element* x;
@@ -46,8 +48,16 @@ struct Forward {
         if constexpr (is_centered) {
             center = first / width;
             mean[row] = center;
-            fetch(x + (row + 1) * width, width);  // memory would rest meanwhile
-            squares = sum(width, [=](int64_t i) { return (widened(from[i]) - center) * (widened(from[i]) - center); });
+            const Element* next = x + (row + 1) * width;
+            squares = 0;
+            for (int64_t begin = 0; begin < width; begin += block) {
+                const int64_t end = std::min(begin + block, width);
+                fetch(next + begin, end - begin);  // memory would rest meanwhile
+                squares += sum_of_block(begin, end, [=](int64_t i) {
+                    const float apart = widened(from[i]) - center;
+                    return apart * apart;
+                });
+            }
         }
         const float factor = 1 / std::sqrt(squares / width + epsilon);
         inverse[row] = factor;
@@ -56,7 +66,9 @@ struct Forward {
         const int64_t size = width;
         if (is_centered) {
 #pragma omp simd
-            for (int64_t i = 0; i < size; ++i) to[i] = narrowed<Element>((widened(from[i]) - center) * factor * w[i] + b[i]);
+            for (int64_t i = 0; i < size; ++i) {
+                to[i] = narrowed<Element>((widened(from[i]) - center) * factor * w[i] + b[i]);
+            }
         } else {
 #pragma omp simd
             for (int64_t i = 0; i < size; ++i) to[i] = narrowed<Element>(widened(from[i]) * factor * w[i]);

@@ -75,7 +75,8 @@ def layer_norm(
     if native is None:
         return reference.layer_norm(x, weight, bias, epsilon, residual)
     y, summed = torch.empty_like(x), None if residual is None else torch.empty_like(x)
-    mean, inverse = x.new_empty(2, x.shape[0], dtype=torch.float32)
+    mean = x.new_empty(x.shape[0], dtype=torch.float32)
+    inverse = torch.empty_like(mean)
     tensors = (x, residual, weight, bias, y, summed, mean, inverse)
     types = (x.dtype == _BF16, _is_bf16(weight), _is_bf16(bias))
     native.call("norm", *tensors, *x.shape, float(epsilon), 0.0, *types)

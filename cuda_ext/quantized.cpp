@@ -1,5 +1,5 @@
-// Products of few rows with a matrix of int8 or int4: weights are read from memory once and become floats in a register.
-// A tile of outputs by rows shares each weight among its rows, and each element of a row among its outputs.
+// Products of few rows with a matrix of int8 or int4: weights are read from memory once and become floats in a
+// register. A tile of outputs by rows shares each weight among its rows, and each input among its outputs.
 
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -28,7 +28,7 @@ inline Vector loaded(const float* from) {
 // Compilers would widen bytes one by one.
 template <typename Byte>
 inline Integers widened_bytes(const Byte* from) {
-    constexpr bool is_signed = std::is_signed_v<Byte>;
+    [[maybe_unused]] constexpr bool is_signed = std::is_signed_v<Byte>;
 #if defined(__AVX512F__)
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return (Integers)(is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes));
@@ -69,7 +69,7 @@ struct Matrix {
     int64_t inputs, outputs, group;
 };
 
-// Adds what the bytes of a group, `size` for each output, are times the inputs of the group: (value - zero) * scale * x.
+// Adds the weights of a group, `size` bytes of each output, times its inputs: (value - zero) * scale * x.
 template <typename Format, int outputs, int rows>
 __attribute__((always_inline)) inline void add_group(
     const typename Format::Byte* values, int64_t value_stride, const float* x, int64_t x_stride, int64_t size,
@@ -79,7 +79,8 @@ __attribute__((always_inline)) inline void add_group(
         for (int o = 0; o < outputs; ++o) {
             const Integers bytes = widened_bytes(values + o * value_stride + i);
             for (int part = 0; part < Format::parts; ++part) {
-                const Vector weight = (__builtin_convertvector(Format::value(bytes, part), Vector) - zeros[o]) * scales[o];
+                const Vector value = __builtin_convertvector(Format::value(bytes, part), Vector);
+                const Vector weight = (value - zeros[o]) * scales[o];
                 for (int r = 0; r < rows; ++r) sums[o][r] += weight * loaded(x + r * x_stride + part * size + i);
             }
         }
@@ -103,9 +104,12 @@ void tile(const Matrix& m, const float* x, float* y, int64_t output, int64_t row
     for (int64_t group = 0; group < groups; ++group) {
         const auto add = [&](const float(&scales)[outputs], Vector(&to)[outputs][rows]) {
             float zeros[outputs];
-            for (int o = 0; o < outputs; ++o) zeros[o] = m.zeros ? m.zeros[(output + o) * groups + group] : Format::middle;
+            for (int o = 0; o < outputs; ++o) {
+                zeros[o] = m.zeros ? m.zeros[(output + o) * groups + group] : Format::middle;
+            }
+            const float* inputs = x + row * m.inputs + group * m.group;
             add_group<Format, outputs, rows>(
-                values + group * bytes, stride, x + row * m.inputs + group * m.group, m.inputs, bytes, zeros, scales, to);
+                values + group * bytes, stride, inputs, m.inputs, bytes, zeros, scales, to);
         };
         float scales[outputs], ones[outputs];
         for (int o = 0; o < outputs; ++o) {

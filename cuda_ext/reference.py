@@ -210,11 +210,10 @@ def _slope(x: torch.Tensor, activation: str) -> torch.Tensor:
         share = x.sigmoid()
         return share * (1 + x * (1 - share))
     if activation == "gelu":
-        density: torch.Tensor = (-0.5 * x.square()).exp() / math.sqrt(2 * math.pi)
-        return 0.5 * (1 + (x * 0.5**0.5).erf()) + x * density
+        return ((x * math.sqrt(0.5)).erf() + 1) * 0.5 + x * (x.square() * -0.5).exp() / math.sqrt(2 * math.pi)
     root, cubic = math.sqrt(8 / math.pi), 0.044715  # 1 + tanh(u) = 2 sigmoid(2 u)
-    share = (root * x * (1 + cubic * x.square())).sigmoid()
-    return share + x * share * (1 - share) * root * (1 + 3 * cubic * x.square())
+    share = (x * root * (x.square() * cubic + 1)).sigmoid()
+    return share * (1 + x * (1 - share) * (x.square() * (3 * cubic) + 1) * root)
 
 
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:

@@ -22,7 +22,8 @@ struct Angles {  // of [batch or 1, positions, pairs]
 
 template <typename Element, typename Angle, bool is_interleaved>
 inline void turn(
-    const Element* from, Element* to, const Angle* cosine, const Angle* sine, float sign, int64_t pairs, int64_t width) {
+    const Element* from, Element* to, const Angle* cosine, const Angle* sine, float sign, int64_t pairs,
+    int64_t width) {
     const int64_t second = is_interleaved ? 1 : pairs, step = is_interleaved ? 2 : 1;
 #pragma omp simd
     for (int64_t i = 0; i < pairs; ++i) {
@@ -76,7 +77,8 @@ void rotary(
                 const int64_t batch = at / positions, last = std::min(end, (batch + 1) * positions);
                 for (int64_t i = 0; i < count; ++i) {
                     turn_all<decltype(element), decltype(angle), decltype(interleaved)::value>(
-                        tensors[i], *angles, sign, batch, at - batch * positions, last - batch * positions, pairs, width);
+                        tensors[i], *angles, sign, batch, at - batch * positions, last - batch * positions, pairs,
+                        width);
                 }
                 at = last;
             }

@@ -96,7 +96,7 @@ def test_weights_and_biases_may_be_missing() -> None:
     for weight, bias in ((None, None), (None, random(torch.float32, 65)), (random(torch.float32, 65), None)):
         y, _, mean, inverse = norms.layer_norm(x, weight, bias, 1e-5)
         wide = [None if each is None else each.double() for each in (weight, bias)]
-        assert_near(y, functional.layer_norm(x.double(), (65,), wide[0], wide[1], 1e-5))
+        assert_near(y, functional.layer_norm(x.double(), (65,), *wide, eps=1e-5))
         dx, dweight, dbias = norms.layer_norm_backward(dy, x, weight, mean, inverse, has_bias=bias is not None)
         expected = reference.layer_norm_backward(dy, x, weight, mean, inverse, has_bias=bias is not None)
         for found, exact in zip((dx, dweight, dbias), expected, strict=True):

@@ -34,10 +34,12 @@ def stages(plan: Plan, inspect: Callable[[int], Inspection]) -> View:
         return Group(table, _said(timeline), timeline.to_text())
 
     def values() -> dict[str, Any]:
-        return {"stages": rows, "schedule": schedule.name, "step_seconds": timeline.makespan, "idle": timeline.idle_fraction}
+        idle = timeline.idle_fraction
+        return {"stages": rows, "schedule": schedule.name, "step_seconds": timeline.makespan, "idle_fraction": idle}
 
     def drawing() -> Drawing:
-        boxes = [Box(row["stage"], f"stage {row['stage']} on {row['rank']}\n{row['nodes']} nodes", "step") for row in rows]
+        texts = [f"stage {row['stage']} on {row['rank']}\n{row['nodes']} nodes" for row in rows]
+        boxes = [Box(stage, text, "step") for stage, text in enumerate(texts)]
         return chain(f"stages of {found[0].title}", boxes)
 
     return View(text, values, drawing, "summary")
