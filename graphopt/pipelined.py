@@ -130,7 +130,6 @@ class PipelinedEngine:
             parameter = self.runtime.slots[name].get()
             ours = gradient_for(parameter, gradient, self.runtime.layout_of(name))
             parameter.grad = ours if parameter.grad is None else parameter.grad + ours
-        self.runtime.resident.invalidate()
         loss = progress.compiled[0].any_stage.loss
         mean = self._joined(progress, loss, everywhere=True) if loss is not None else None
         assert mean is not None
@@ -176,7 +175,9 @@ class PipelinedEngine:
         own = schedule.stages_of(self._rank)
         runs = {stage: StageRun([each.stages[stage].program for each in compiled], batches) for stage in own}
         rows = steps(schedule)
+        resident = self.runtime.resident
         run(rows[self._rank], runs, schedule.rank_of_stage, self._peers, self.runtime.collectives.alarm)
+        resident.release() if self.plan.gathers_once_a_step else resident.invalidate()
         return Progress(parts, compiled, runs)
 
     def _compiled_parts(self, call: StepCall) -> tuple[list[Part], list[Specialization]]:

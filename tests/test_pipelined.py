@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 import graphopt
 from graphopt import GraphoptError, Plan
+from graphopt.runtime.collectives import Collectives
 from tests.support.pipelined import Case, by_steps
 from tests.support.training import distance, same_bits, whole
 from tests.support.zoo import ZOO
@@ -73,6 +75,26 @@ def test_gradients_in_bf16_are_those_without_a_pipeline(ranks) -> None:
     assert answers[0][0] == answers[1][0] == loss
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.equal(found[name], parameter.grad), name
+
+
+def _gathered_once(rank: int, world: int) -> list[Any]:
+    """By when parameters are gathered: gradients, what is left gathered behind the step, and gathers in it."""
+    found = []
+    for gather in ("microbatch", "step"):
+        plan = f"pp=2,dp=2,zero=3,zero.whole_below=64,pipeline.microbatches=4,pipeline.gather={gather}"
+        model, case = _compiled(plan)
+        with mock.patch.object(Collectives, "all_gather", autospec=True, side_effect=Collectives.all_gather) as gathers:
+            model.train_step(case.part(rank % 2, 2).batch)
+        gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+        found.append((gradients, gathers.call_count))
+    return found
+
+
+def test_parameters_may_be_gathered_once_a_step(ranks) -> None:
+    for (each_time, often), (once, seldom) in ranks(4).run(_gathered_once):
+        assert each_time.keys() == once.keys()
+        assert all(torch.equal(gradient, once[name]) for name, gradient in each_time.items())
+        assert seldom * 4 <= often
 
 
 def _lengths(rank: int, world: int) -> list[float]:

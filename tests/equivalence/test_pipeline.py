@@ -12,7 +12,13 @@ BOUND = 2e-6
 OF_SEVERAL_SUMS = {"gpt2", "t5", "whisper", "mamba"}
 FOURS = ["pp=4", "dp=2,pp=2,zero=3,zero.whole_below=64,pipeline=zbv", "pp=2,tp=2"]
 STAGES = [f"pp=2,dp=2,zero={stage},zero.whole_below=64" for stage in range(4)]
-PRODUCTS = ["pp=2,cp=2", "pp=2,sp=2", "pp=2,tp=2,tensor.sequence=true", "pp=4,pipeline=zbv"]
+PRODUCTS = [
+    "pp=2,dp=2,zero=3,zero.whole_below=64,pipeline.gather=step",
+    "pp=2,cp=2",
+    "pp=2,sp=2",
+    "pp=2,tp=2,tensor.sequence=true",
+    "pp=4,pipeline=zbv",
+]
 MICROBATCHES = ",pipeline.microbatches=4"
 EIGHTS = ["dp=2,pp=2,tp=2,zero=3,zero.whole_below=64", "pp=4,dp=2,zero=2,zero.whole_below=64,pipeline=zero-bubble"]
 
