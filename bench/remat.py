@@ -12,8 +12,8 @@ from bench.remat_sweep import Workload, predicted_seconds, step_seconds
 from bench.statistics import paired_ratios, spread
 from bench.workloads import llama, tokens
 from graphopt.cost.operations import work_of
-from graphopt.lowering import lower
 from graphopt.ir import Program
+from graphopt.lowering import lower
 from graphopt.passes.pipeline import PassRecord
 from graphopt.plan import Plan
 

@@ -20,10 +20,10 @@ from bench.remat_sweep import least_budget, seconds_of
 from bench.vision import CLASSES, alexnet, mixer, vgg11
 from graphopt.cost.memory import memory
 from graphopt.cost.transfers import Life
-from graphopt.lowering import lower
 from graphopt.ir import Effect, Phase, Program, effect_of, facts_of
 from graphopt.ir.liveness import storage_of
 from graphopt.ir.snapshot import copied
+from graphopt.lowering import lower
 from graphopt.passes.pipeline import PassRecord
 from graphopt.plan import Plan
 

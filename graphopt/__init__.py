@@ -1,11 +1,11 @@
 """graphopt: a compiler for training PyTorch models on many devices."""
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from torch import nn
 
 from graphopt.driver import compile
-from graphopt.pipelined import engine_of
 from graphopt.errors import (
     CaptureError,
     GraphoptError,
@@ -15,8 +15,10 @@ from graphopt.errors import (
     RankMismatchError,
     VerificationError,
 )
+from graphopt.pipelined import engine_of
 from graphopt.plan import Dispatch, Offload, Plan, Precision, Remat, Stages, Tensor, Zero
 from graphopt.report import Report
+from graphopt.runtime import initialize, weights
 from graphopt.runtime.replicas import check_replicas
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
     "check_replicas",
     "compile",
     "gathered",
+    "init_weights",
+    "load_weights",
     "no_sync",
     "report",
 ]
@@ -57,3 +61,29 @@ def no_sync(model: nn.Module) -> AbstractContextManager[None]:
 def gathered(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, the parameters are whole plain tensors to be read, and calls run uncompiled; all ranks enter together."""
     return engine_of(model).gathered()
+
+
+def load_weights(model: nn.Module, path: str | Path, *, prefix: str | None = None, strict: bool = True) -> None:
+    """Load parameters and persistent buffers by name, each rank what lies on it; all ranks call this together.
+
+    path: a safetensors file, a folder of such (a Transformers checkpoint is one), or a folder that
+        torch.distributed.checkpoint has saved. Values take the dtypes that the model has.
+    prefix: of the model's names in the files; by default what most of them stand behind, as ``model.`` in a
+        checkpoint of a model and its optimizer.
+    strict: whether files must have every name of the model, one at least of a tied tensor, and no others.
+    Buffers that no file has, for they are not persistent, are computed where they were on the meta device: by their
+    module's `reset_parameters` or, in Transformers, the model's `_init_weights`. Raises GraphoptError for names or
+    shapes that do not fit, and for such a buffer whose module leaves it without a value.
+    """
+    weights.load_weights(model, engine_of(model).runtime, path, prefix=prefix, strict=strict)
+
+
+def init_weights(model: nn.Module) -> None:
+    """Give parameters and buffers the values that a new model begins with; all ranks call this together.
+
+    Each module with tensors of its own begins by its `reset_parameters` or, in Transformers, by the model's
+    `_init_weights`, from random numbers that depend on torch's seed on the first rank and on the module's path: the
+    values are the same under every plan. Raises GraphoptError for a module that has no such method, or leaves a tensor
+    without a value.
+    """
+    initialize.init_weights(model, engine_of(model).runtime)

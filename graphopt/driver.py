@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from graphopt._torch import compiled_call, install_compiled_call
-from graphopt.capture.call import Loss, StepCall, as_call
+from graphopt.capture.call import Loss, as_call
 from graphopt.capture.guards import AttributeGuard, ModelState, ShapeGuard
 from graphopt.capture.surroundings import Surroundings
 from graphopt.emit.bridge import Executable
@@ -20,10 +20,10 @@ from graphopt.emit.module import EmittedFunction
 from graphopt.engine import Engine, Specialization
 from graphopt.errors import GraphoptError, PlanError
 from graphopt.ir.collectives import collective_calls
-from graphopt.lowering import Layouts, device_of, lower, unreduced_backward
+from graphopt.lowering import Layouts, lower, unreduced_backward
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass
-from graphopt.pipelined import CompiledStage, PipelinedEngine
+from graphopt.pipelined import PipelinedEngine
 from graphopt.plan import Plan
 from graphopt.planned import planned_pipeline
 from graphopt.planned_schedule import planned_schedule
@@ -35,6 +35,7 @@ from graphopt.runtime.parameters import accept_whole_state, choose_layouts, lay_
 from graphopt.runtime.peers import peers_of
 from graphopt.runtime.stage_parameters import leave_to_stages
 from graphopt.runtime.state import Runtime
+from graphopt.runtime.unloaded import home, leave_meta, note_loaded, without_values
 from graphopt.schedules import Schedule
 from graphopt.stages import Site, compile_stage
 
@@ -45,6 +46,7 @@ def compile(
     *,
     example_inputs: tuple[Any, ...] | dict[str, Any] | None = None,
     loss: Loss | None = None,
+    device: torch.device | str | None = None,
     registry: Mapping[str, type[Pass]] = REGISTRY,
 ) -> nn.Module:
     """Rewrite `model` in place to run as `plan` says, and return it.
@@ -53,6 +55,8 @@ def compile(
     example_inputs: positional (tuple) or keyword (dict) arguments of a call to compile for at once; without them the
         first call is captured.
     loss: (what the model returns, the target that `train_step` is given) -> a scalar, for a model without a loss.
+    device: for a model on the meta device, where it shall be; by default where torch makes tensors. It gets no more bytes
+        than lie on this rank, and no values: `load_weights`, `init_weights` or `load_state_dict` give it those.
     registry: the passes that the plan's pipeline may name.
     Parameters become DTensors under their own names when there is more than one rank; every rank starts from the
     values of the first. Where the plan splits layers they stay whole until a call is compiled, for that decides along
@@ -66,18 +70,21 @@ def compile(
         raise GraphoptError(f"this {type(model).__name__} is compiled already; compile a fresh one for another plan")
     resolved = as_plan(plan).resolve(world_size())
     planned_pipeline(resolved, registry)
-    device = device_of(model)
+    device = home(model, device)
     moves_state = resolved.offload is not None and resolved.offload.state
-    if moves_state and device.type not in ("cpu", "meta"):
+    if moves_state and device.type != "cpu":
         raise PlanError(f"offload.state is for parameters on the CPU, these are on {device}; say offload.state=false")
     mesh = device_mesh(resolved, device)
     agree(_statement(model, resolved), None if mesh is None else dist.group.WORLD)
     replicas = None if mesh is None else stage_mesh(mesh, resolved)
+    unloaded = without_values(model)
+    leave_meta(model, device, parameters=replicas is None)
     if replicas is not None:
-        replicate(model, replicas)
+        replicate(model, replicas, device)
         accept_whole_state(model)
+    note_loaded(model, unloaded)
     collectives = Collectives(_groups(replicas), device, share_memory=resolved.transport == "auto")
-    runtime = Runtime(slots(model), collectives, Copies(device, _folder(resolved)))
+    runtime = Runtime(slots(model), collectives, Copies(device, _folder(resolved)), unloaded)
     rank = 0 if replicas is None else replicas.get_local_rank(resolved.data_parallel_axis)
     site = Site(model, resolved, runtime, rank, device, registry)
     engine: Engine | PipelinedEngine
@@ -151,8 +158,8 @@ def as_plan(plan: Plan | str | None) -> Plan:
 
 def _statement(model: nn.Module, plan: Plan) -> Statement:
     """What all ranks must have in common before the first of them is sharded."""
-    described = [f"{name}: {p.dtype} {tuple(p.shape)} {p.requires_grad}" for name, p in model.named_parameters()]
-    described += [f"{name}: {b.dtype} {tuple(b.shape)}" for name, b in model.named_buffers()]
+    described = [f"{_described(name, p)} {p.requires_grad}" for name, p in model.named_parameters()]
+    described += [_described(name, buffer) for name, buffer in model.named_buffers()]
     return Statement(
         {
             "plan": str(plan),
@@ -160,6 +167,10 @@ def _statement(model: nn.Module, plan: Plan) -> Statement:
             "tensors": "\n".join(described),
         }
     )
+
+
+def _described(name: str, tensor: torch.Tensor) -> str:
+    return f"{name}: {tensor.dtype} {tuple(tensor.shape)}{' on meta' if tensor.is_meta else ''}"
 
 
 def _specialize(

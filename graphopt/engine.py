@@ -93,6 +93,7 @@ class Engine:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._eager or torch.compiler.is_exporting():
             return call_uncompiled(self.model, *args, **kwargs)
+        self.runtime.require_values()
         try:
             tensors, spec = flatten_call(args, kwargs)
         except CaptureError as error:

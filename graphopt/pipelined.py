@@ -164,6 +164,7 @@ class PipelinedEngine:
         raise GraphoptError("a pipeline's parameters lie on the ranks of their stages and cannot be gathered; save them")
 
     def _go_through(self, call: StepCall, schedule: Schedule) -> Progress:
+        self.runtime.require_values()
         parts, compiled = self._compiled_parts(call)
         batches = [
             Microbatch(

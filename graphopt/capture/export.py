@@ -20,8 +20,8 @@ from torch.fx.traceback import preserve_node_meta
 
 from graphopt._torch import BatchNorm, FakeTensorMode, new_fake_mode, reparametrized, tracing_with
 from graphopt.capture.arguments import CallSpec
-from graphopt.capture.call import call_model
 from graphopt.capture.assignments import settled
+from graphopt.capture.call import call_model
 from graphopt.capture.checkpoints import MarkCheckpoints, without_reentrance
 from graphopt.capture.gradients import KeepNoGrad, reader_of_lost_values, refuse_custom_functions
 from graphopt.capture.layers import layer_of, repeated_layers

@@ -11,7 +11,6 @@ import torch
 from rich.table import Table
 from torch import fx, nn
 
-from graphopt.lowering import lower
 from graphopt.errors import GraphoptError
 from graphopt.inspect.exchanges import Values
 from graphopt.inspect.outcome import Outcome, eager_outcome, inputs_of, program_outcome, whole_batch_outcome
@@ -20,6 +19,7 @@ from graphopt.inspect.workload import Workload
 from graphopt.ir import Level, OutputKind, ParameterLayout, Program, facts_of
 from graphopt.ir.context import COMMUNICATING
 from graphopt.ir.snapshot import copied
+from graphopt.lowering import lower
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, Tier
 from graphopt.passes.pipeline import PassRecord

@@ -10,7 +10,6 @@ from torch import nn
 
 from graphopt.cost.hardware import Hardware
 from graphopt.cost.simulator import Schedule, simulate
-from graphopt.lowering import lower
 from graphopt.emit.split import Halves
 from graphopt.emit.standalone import standalone_source
 from graphopt.errors import GraphoptError
@@ -19,6 +18,7 @@ from graphopt.inspect.recorder import NodeRecord, Recorder, Stage
 from graphopt.inspect.repeats import repeated_blocks
 from graphopt.inspect.why import Lineage, explanations
 from graphopt.ir import Level, Program
+from graphopt.lowering import lower
 from graphopt.nearest import nearest
 from graphopt.plan import Plan
 from graphopt.report import Report

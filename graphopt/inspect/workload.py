@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from graphopt.capture.arguments import flatten_call
-from graphopt.lowering import Compilation
 from graphopt.inspect.exchanges import Values
 from graphopt.ir import ParameterLayout
+from graphopt.lowering import Compilation
 from graphopt.plan import Plan
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from graphopt.lowering import Compilation
 from graphopt.emit.index_bounds import index_bound
 from graphopt.emit.module import load_source
 from graphopt.emit.split import split
@@ -22,6 +21,7 @@ from graphopt.inspect import simulate
 from graphopt.inspect.simulate import Simulation
 from graphopt.ir import InputKind, Program, moves
 from graphopt.ir.moves import LEAVE
+from graphopt.lowering import Compilation
 from tests.support.moved import attention_program, forward, step
 from tests.support.programs import Mlp, lowered
 from tests.support.zoo import CONVNET, WITH_DROPOUT, ZOO, Entry, loss_of

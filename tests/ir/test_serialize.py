@@ -10,8 +10,6 @@ import torch
 from torch import fx
 
 from graphopt._torch import new_fake_mode
-from graphopt.lowering import lower
-from graphopt.planned import pipeline_text
 from graphopt.errors import GraphoptError
 from graphopt.ir import Input, InputKind, Level, Output, OutputKind, Program
 from graphopt.ir.printer import format_program
@@ -20,10 +18,12 @@ from graphopt.ir.serialize_operators import operator_at
 from graphopt.ir.serialize_values import ValueReader, ValueWriter, read_tensor, written_tensor
 from graphopt.ir.snapshot import copied
 from graphopt.ir.structural_hash import structural_hash
+from graphopt.lowering import lower
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import PassContext
 from graphopt.passes.pipeline import PassRecord, Pipeline
 from graphopt.plan import Plan
+from graphopt.planned import pipeline_text
 from graphopt.verify.meaning import meaning_of
 from graphopt.verify.value_numbers import ValueNumbers
 from tests.ir.built import Hand

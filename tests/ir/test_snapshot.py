@@ -1,10 +1,10 @@
 """A snapshot keeps a program as it was while passes change it."""
 
-from graphopt.lowering import lower
 from graphopt.ir import Program
 from graphopt.ir.printer import format_program
 from graphopt.ir.snapshot import Snapshot, copied
 from graphopt.ir.structural_hash import structural_hash
+from graphopt.lowering import lower
 from graphopt.passes.pipeline import PassRecord
 from graphopt.plan import Plan
 from tests.support.zoo import ZOO

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphopt.lowering import Compilation, lower
 from graphopt.inspect.workload import Workload
 from graphopt.ir import Program
 from graphopt.ir.snapshot import copied
+from graphopt.lowering import Compilation, lower
 from graphopt.passes.pipeline import PassRecord
 from graphopt.plan import Plan
 from graphopt.verify.meaning import Meaning

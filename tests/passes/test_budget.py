@@ -13,11 +13,11 @@ from graphopt.cost.frontier import Frontier
 from graphopt.cost.operations import work_of
 from graphopt.cost.refine import Refinement
 from graphopt.cost.repetition import Timeline
-from graphopt.lowering import lower
 from graphopt.errors import PassError
 from graphopt.inspect.differential import check
 from graphopt.ir import Level, Phase, Program, facts_of
 from graphopt.ir.snapshot import copied
+from graphopt.lowering import lower
 from graphopt.plan import Plan
 from graphopt.report import Report
 from tests.support.programs import lowered

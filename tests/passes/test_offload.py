@@ -15,12 +15,12 @@ from graphopt import Offload, Plan, PlanError
 from graphopt.cost.hardware import Hardware, Link
 from graphopt.cost.memory import Memory, memory
 from graphopt.cost.simulator import simulate
-from graphopt.lowering import Compilation, lower
 from graphopt.errors import OffloadError, PassError
 from graphopt.inspect.differential import check
 from graphopt.ir import Phase, Program, facts_of
 from graphopt.ir.copies import COPIED_OUT, copies_of
 from graphopt.ir.liveness import storage_of
+from graphopt.lowering import Compilation, lower
 from graphopt.passes.offload import OffloadOptions
 from graphopt.passes.overlap import OverlapOptions
 from tests.support.training import STEPS, differences

@@ -6,10 +6,10 @@ import torch
 from graphopt import Plan, Remat
 from graphopt.cost.memory import memory
 from graphopt.cost.operations import contraction_flops
-from graphopt.lowering import Compilation, lower
 from graphopt.errors import PassError, PlanError
 from graphopt.inspect.differential import check
 from graphopt.ir import Effect, Phase, Program, effect_of, facts_of
+from graphopt.lowering import Compilation, lower
 from tests.support.inspected import inspected
 from tests.support.zoo import WITH_DROPOUT, ZOO, Entry
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from graphopt.lowering import lower
 from graphopt.errors import GraphoptError, PassError, VerificationError
 from graphopt.inspect.replay import message_of
 from graphopt.ir import Level, Program
 from graphopt.ir.printer import format_program
+from graphopt.lowering import lower
 from graphopt.passes import REGISTRY, Pass, PassContext
 from graphopt.passes.pipeline import Pipeline
 from graphopt.passes.reproducer import Reproducer

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from graphopt import Plan
-from graphopt.planned import planned_pipeline
 from graphopt.errors import PassError
 from graphopt.inspect.differential import check
 from graphopt.ir import OutputKind
+from graphopt.planned import planned_pipeline
 from tests.support.programs import lowered
 
 

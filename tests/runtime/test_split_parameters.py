@@ -16,11 +16,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 import graphopt
 from graphopt import Plan, Zero
 from graphopt._torch import local_tensor
-from graphopt.lowering import lower
-from graphopt.planned import pipeline_text, planned_pipeline
 from graphopt.errors import PassError
 from graphopt.ir import ParameterLayout
+from graphopt.lowering import lower
 from graphopt.optim import AdamW
+from graphopt.planned import pipeline_text, planned_pipeline
 from tests.support.columns import BY_HAND, Columns
 from tests.support.training import whole
 

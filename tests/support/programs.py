@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphopt.lowering import Compilation, lower
 from graphopt.ir import Program
+from graphopt.lowering import Compilation, lower
 from graphopt.passes.pipeline import PassRecord
 from graphopt.plan import Plan
 

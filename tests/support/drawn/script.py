@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import note, reject
 
 from graphopt import Plan, Remat
-from graphopt.lowering import lower
 from graphopt.errors import PassError
+from graphopt.lowering import lower
 from tests.support.drawn import judge
 from tests.support.drawn.example import Example
 from tests.support.drawn.judge import Results, Subject, judge_passes, judge_training, reference, trained_on_all
