@@ -19,6 +19,7 @@ from bench.memory import PLACES, POLICIES, STAGES, accuracy
 from bench.models import DIMENSIONS, MODELS
 from bench.offload import beyond_memory
 from bench.optimizer import compare
+from bench.pipeline_idle import idle_fractions
 from bench.remat import half, planner
 from bench.remat_gap import gaps
 from bench.remat_picture import picture
@@ -257,6 +258,25 @@ def _offload(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _bubble(options: argparse.Namespace) -> dict[str, Any]:
+    worlds = [int(world) for world in options.worlds.split(",")]
+    found = idle_fractions(worlds, options.unit_ms / 1e3, options.elements, options.rounds)
+    table = Table("schedule", "ranks", "stages", "microbatches", "simulated idle", "idle", "ratio", "of makespan")
+    for row in found:
+        numbers = (str(row[name]) for name in ("ranks", "stages", "microbatches"))
+        ratio, makespan = row["ratio"], row["makespan_ratio"]
+        table.add_row(
+            row["schedule"],
+            *numbers,
+            f"{row['simulated_idle']:.4f}",
+            f"{row['idle']['median']:.4f}",
+            f"{ratio['median']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f})",
+            f"{makespan['median']:.4f}",
+        )
+    Console(width=140).print(table)
+    return {"schedules": found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -323,6 +343,13 @@ def main() -> None:
     offloading.add_argument("--chunk-mib", type=int, default=64)
     offloading.add_argument("--result", default="offload")
     offloading.set_defaults(run=_offload)
+    idling = commands.add_parser("bubble", help="idle fractions of pipelines whose stages sleep")
+    idling.add_argument("--worlds", default="2,4")
+    idling.add_argument("--unit-ms", type=float, default=200, help="of a forward where a rank has one stage")
+    idling.add_argument("--elements", type=int, default=100_000, help="float32 that cross between stages")
+    idling.add_argument("--rounds", type=int, default=3)
+    idling.add_argument("--result", default="bubble")
+    idling.set_defaults(run=_bubble)
     options = parser.parse_args()
     found = {
         "machine": description(),

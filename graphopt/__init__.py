@@ -71,9 +71,7 @@ def load_weights(model: nn.Module, path: str | Path, *, prefix: str | None = Non
     prefix: of the model's names in the files; by default what most of them stand behind, as ``model.`` in a
         checkpoint of a model and its optimizer.
     strict: whether files must have every name of the model, one at least of a tied tensor, and no others.
-    Buffers that no file has, for they are not persistent, are computed where they were on the meta device: by their
-    module's `reset_parameters` or, in Transformers, the model's `_init_weights`. Raises GraphoptError for names or
-    shapes that do not fit, and for such a buffer whose module leaves it without a value.
+    Raises GraphoptError for names or shapes that do not fit, which it names.
     """
     weights.load_weights(model, engine_of(model).runtime, path, prefix=prefix, strict=strict)
 

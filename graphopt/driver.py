@@ -30,12 +30,13 @@ from graphopt.planned_schedule import planned_schedule
 from graphopt.runtime.agreement import Statement, agree
 from graphopt.runtime.collectives import Collectives
 from graphopt.runtime.copies import Copies
+from graphopt.runtime.initialize import compute_buffers
 from graphopt.runtime.mesh import device_mesh, stage_mesh, world_size
 from graphopt.runtime.parameters import accept_whole_state, choose_layouts, lay_out, move_parameters, replicate, slots
 from graphopt.runtime.peers import peers_of
 from graphopt.runtime.stage_parameters import leave_to_stages
 from graphopt.runtime.state import Runtime
-from graphopt.runtime.unloaded import home, leave_meta, note_loaded, without_values
+from graphopt.runtime.unloaded import home, leave_meta, note_loaded, persistent, without_values
 from graphopt.schedules import Schedule
 from graphopt.stages import Site, compile_stage
 
@@ -55,8 +56,9 @@ def compile(
     example_inputs: positional (tuple) or keyword (dict) arguments of a call to compile for at once; without them the
         first call is captured.
     loss: (what the model returns, the target that `train_step` is given) -> a scalar, for a model without a loss.
-    device: for a model on the meta device, where it shall be; by default where torch makes tensors. It gets no more bytes
-        than lie on this rank, and no values: `load_weights`, `init_weights` or `load_state_dict` give it those.
+    device: for a model on the meta device, where it shall be; by default where torch makes tensors. It gets no more
+        bytes than lie on this rank, and values by `load_weights`, `init_weights` or `load_state_dict`; buffers that are
+        not persistent get theirs now, by their module's `reset_parameters` (in Transformers the model's `_init_weights`).
     registry: the passes that the plan's pipeline may name.
     Parameters become DTensors under their own names when there is more than one rank; every rank starts from the
     values of the first. Where the plan splits layers they stay whole until a call is compiled, for that decides along
@@ -78,7 +80,11 @@ def compile(
     agree(_statement(model, resolved), None if mesh is None else dist.group.WORLD)
     replicas = None if mesh is None else stage_mesh(mesh, resolved)
     unloaded = without_values(model)
-    leave_meta(model, device, parameters=replicas is None)
+    if unloaded:
+        computed = unloaded - persistent(model).keys()
+        leave_meta(model, device, parameters=replicas is None)
+        compute_buffers(model, computed, device)
+        unloaded -= computed
     if replicas is not None:
         replicate(model, replicas, device)
         accept_whole_state(model)

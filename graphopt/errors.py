@@ -26,7 +26,7 @@ class RankMismatchError(GraphoptError, RuntimeError):
 
 
 class RankLostError(GraphoptError):
-    """Another rank has ended, or is silent, while this one waits for it."""
+    """Another rank has failed, has ended, or is silent, while this one waits for it."""
 
 
 class OffloadError(GraphoptError):

@@ -5,6 +5,7 @@ just before, and what those behind it read of that, it sends on: so each value t
 """
 
 import bisect
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ class Cut(Pass):
             self._require_narrow(row, place)
         ends = [0, *places, len(row.calls)]
         sizes = [int(row.crossing_bytes[place]) for place in places]
-        context.statistics.update(calls="|".join(str(b - a) for a, b in zip(ends, ends[1:], strict=False)))
+        context.statistics.update(calls="|".join(str(b - a) for a, b in itertools.pairwise(ends)))
         context.statistics.update(crossing="|".join(map(str, sizes)))
         for name, stages in _stages_of_parameters(row, places).items():
             context.layouts[name] = context.layouts[name].on_stages(stages)
@@ -102,7 +103,7 @@ class Cut(Pass):
     def _by_modules(self, row: Row) -> list[int]:
         """The places of the first calls of the named modules."""
         paths = [facts_of(node).module for node in row.calls]
-        within = {path: [part for part in _parents(path)] for path in set(paths)}
+        within = {path: _parents(path) for path in set(paths)}
         places = []
         for wanted in self.options.modules:
             found = next((i for i, path in enumerate(paths) if wanted in within[path]), None)

@@ -29,7 +29,8 @@ def keep_stage(program: Program, row: Row, first: int, behind: int, fake_mode: F
         arrived = {node: _receive(program, node, node in row.tracked) for node in received}
     for node, placeholder in arrived.items():
         node.replace_all_uses_with(placeholder, lambda user: user.op != "output")
-    program.set_results([arrived.get(node, node) for _, node in results], [role for role, _ in results])
+    nodes = [arrived.get(node, node) if node is not None else None for _, node in results]
+    program.set_results(nodes, [role for role, _ in results])
     for node in reversed(row.calls):
         if not first <= row.place[node] < behind:
             program.graph.erase_node(node)

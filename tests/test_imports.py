@@ -19,7 +19,8 @@ FLOORS = [
     {"offload", "cost", "capture", "triton_kernels", "verify"},
     {"passes"},
     {"emit", "report"},
-    {"engine"},
+    {"engine", "microbatches", "pipelined"},
+    {"planned", "planned_schedule", "lowering", "stages"},
     {"driver"},
     {"inspect", "examples", "integrations"},
 ]

@@ -30,7 +30,7 @@ class StepCall:
         batch: as `as_call` takes it. Raises GraphoptError for a target that no loss function takes.
         """
         if target is not None and loss is None:
-            raise GraphoptError("a target is given, but no loss that takes it; say graphopt.compile(..., loss=function)")
+            raise GraphoptError("there is a target, but no loss that takes it; say graphopt.compile(..., loss=function)")
         args, kwargs = as_call(batch)
         if loss is None or target is None:
             return cls.plain(args, kwargs)

@@ -54,7 +54,8 @@ def balanced(lines: Lines, live: Sequence[int], memory_bytes: int | None = None)
 
 def _between(sums: NDArray[Any]) -> NDArray[Any]:
     """[from, to]: what lies between two lines."""
-    return sums[None, :] - sums[:, None]
+    lying: NDArray[Any] = sums[None, :] - sums[:, None]
+    return lying
 
 
 def _allowed(lines: Lines, live: int, memory_bytes: int | None) -> NDArray[np.bool_]:
@@ -64,7 +65,8 @@ def _allowed(lines: Lines, live: int, memory_bytes: int | None) -> NDArray[np.bo
 
 
 def _held(lines: Lines, live: int) -> NDArray[np.int64]:
-    return _between(lines.state_bytes) + live * _between(lines.saved_bytes)
+    held: NDArray[np.int64] = _between(lines.state_bytes) + live * _between(lines.saved_bytes)
+    return held
 
 
 def _least(costs: Sequence[NDArray[np.float64]], join: Callable[..., NDArray[np.float64]]) -> tuple[float, list[int]]:

@@ -74,8 +74,9 @@ class Alarm:
     def _tell(self, error: Exception, moment: str) -> None:
         kind = OffloadError if isinstance(error, OffloadError) else RankLostError
         what = str(error) if isinstance(error, GraphoptError) else f"{type(error).__name__}: {error}"
+        alive = self._ranks - isinstance(error, RankLostError)
         with contextlib.suppress(dist.DistError):  # the others have ended already
-            self._give(f"{kind.__name__}\nrank {self._rank}: {moment}: {what}")
+            self._give(f"{kind.__name__}\nrank {self._rank}: {moment}: {what}", alive)
 
     def _raise_again(self) -> None:
         if self._said is not None:
@@ -87,15 +88,15 @@ class Alarm:
             self._said = self._store.get(self._key).decode()
             self._store.add(f"{self._key}/heard", 1)
 
-    def _give(self, said: str) -> None:
-        """Returns when all have heard, or after a while: the store may end with this process."""
+    def _give(self, said: str, alive: int) -> None:
+        """Returns when so many ranks have heard, or after a while: the store may end with this process."""
         if self._store is None:
             return
         self._said = said  # also where nobody can be told
         self._said = self._store.compare_set(self._key, "", said).decode()
         self._store.add(f"{self._key}/heard", 1)
         end = time.monotonic() + _STAY_SECONDS
-        while self._store.add(f"{self._key}/heard", 0) < self._ranks and time.monotonic() < end:
+        while self._store.add(f"{self._key}/heard", 0) < alive and time.monotonic() < end:
             time.sleep(LOOK_SECONDS / 10)
 
 

@@ -32,14 +32,18 @@ def run(
 
     All ranks call this together, each with its own. What a stage raises is raised again here, with a note that names
     the step; the others raise an error that quotes it. Raises RankLostError if another rank has ended,
-    RankMismatchError if a stage gives, or is sent, something else than it says.
+    RankMismatchError if a stage gives, or is sent, something else than it says. After any error `peers` are closed.
     """
     execution = _Execution(stages, rank_of_stage, peers)
-    for step in steps:
-        with alarm.watching(_moment(step), Exception):
-            execution.do(step)
-    with alarm.watching("the end of a step of the pipeline", Exception):
-        peers.flush()
+    try:
+        for step in steps:
+            with alarm.watching(_moment(step), Exception):
+                execution.do(step)
+        with alarm.watching("the end of a step of the pipeline", Exception):
+            peers.flush()
+    except BaseException:
+        peers.close()
+        raise
 
 
 def _moment(step: Step) -> str:

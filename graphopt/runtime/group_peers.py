@@ -1,5 +1,7 @@
 """Messages between ranks over a process group, whichever its backend."""
 
+import contextlib
+import datetime
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from graphopt.runtime.alarm import LOOK_SECONDS, Look, unwatched
 from graphopt.runtime.messages import TensorSpec, laid_out, lay_out, message_bytes, require_size
 from graphopt.runtime.pending import Finish
 
-_SIZE, _MESSAGE = 1, 2  # tags
+_SIZE, _MESSAGE, _NEVER = 1, 2, 3  # tags
 _T = TypeVar("_T")
 
 
@@ -55,6 +57,10 @@ class StreamPeers:
             work.wait()
         self._sent = []
 
+    def close(self) -> None:
+        """The others learn of it by the group's own timeout."""
+        self._sent = []
+
 
 class HostPeers:
     """Tensors on the CPU: a thread for what goes to a rank, and one for what comes from it, each in order.
@@ -89,6 +95,17 @@ class HostPeers:
         for rank, sent in self._sent:
             self._result(sent, rank)
         self._sent = []
+
+    def close(self) -> None:
+        """A wait that ends early ends those of the threads: none is left in gloo when the process ends."""
+        others = {*self._senders, *self._receivers}
+        for other in others:
+            with contextlib.suppress(RuntimeError):
+                work = dist.irecv(torch.empty(1), group=self._group, group_src=other, tag=_NEVER)
+                assert work is not None, "this rank is of the group"
+                work.wait(datetime.timedelta(milliseconds=1))
+        for line in (*self._senders.values(), *self._receivers.values()):
+            line.end()
 
     def _result(self, future: Future[_T], other: int) -> _T:
         while not wait([future], LOOK_SECONDS).done:
@@ -127,12 +144,18 @@ class _Line:
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        threading.Thread(target=_work, args=(self._jobs,), daemon=True).start()
+        self._thread = threading.Thread(target=_work, args=(self._jobs,), daemon=True)
+        self._thread.start()
 
     def start(self, job: Callable[[], _T]) -> Future[_T]:
         future: Future[_T] = Future()
         self._jobs.put((future, job))
         return future
+
+    def end(self) -> None:
+        """Wait for it a little: what it does has failed, or does so now."""
+        self._jobs.put(None)
+        self._thread.join(LOOK_SECONDS)
 
     def __del__(self) -> None:
         self._jobs.put(None)

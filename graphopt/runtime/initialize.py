@@ -5,7 +5,7 @@ which it holds nothing.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,31 +28,30 @@ def init_weights(model: nn.Module, runtime: Runtime) -> None:
     group = dist.group.WORLD if dist.is_initialized() else None
     drawn = int(torch.randint(1 << 62, ()))
     seed = drawn if group is None else exchanged(drawn, group)[0]
-    device = runtime.collectives.device
-    first = aliases(model)
+    device, first = runtime.collectives.device, aliases(model)
     with failing_together(group):
         for path, module in model.named_modules():
-            own = {
-                name: p for name, p in module.named_parameters(recurse=False) if first[at(path, name)] == at(path, name)
-            }
-            here = {name: p for name, p in own.items() if lies_here(p)}
-            whole = {name: _blank(p, device) for name, p in here.items()}
-            if not here and not any(
-                at(path, name) in runtime.unloaded for name, _ in module.named_buffers(recurse=False)
-            ):
+            named = {at(path, name): p for name, p in module.named_parameters(recurse=False)}
+            own = {name: p for name, p in named.items() if first[name] == name and lies_here(p)}
+            buffers = runtime.unloaded & {at(path, name) for name, _ in module.named_buffers(recurse=False)}
+            if not own and not buffers:
                 continue
-            _begin(model, path, module, whole, device, seed)
-            for name, parameter in here.items():
-                layout = layouts.get(at(path, name))
-                local_tensor(parameter).copy_(whole[name][own_slices(parameter, layout)])
+            whole = {name: _blank(parameter, device) for name, parameter in own.items()}
+            _begin(model, path, module, whole, buffers, device, seed)
+            for name, parameter in own.items():
+                local_tensor(parameter).copy_(whole[name][own_slices(parameter, layouts[name])])
         runtime.unloaded.clear()
     runtime.resident.invalidate()
 
 
-def fill_buffers(model: nn.Module, names: Iterable[str], device: torch.device) -> None:
-    """Have modules compute their buffers of these names, as those that are not persistent."""
-    for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
-        _begin(model, path, model.get_submodule(path), {}, device, 0)
+@torch.no_grad()
+def compute_buffers(model: nn.Module, names: Iterable[str], device: torch.device) -> None:
+    """Have modules give their buffers of these names, which no file has, the values they begin with."""
+    names = set(names)
+    for path in sorted({name.rpartition(".")[0] for name in names}):
+        module = model.get_submodule(path)
+        buffers = names & {at(path, name) for name, _ in module.named_buffers(recurse=False)}
+        _begin(model, path, module, {}, buffers, device, 0)
 
 
 def at(path: str, name: str) -> str:
@@ -65,32 +64,34 @@ def _begin(
     path: str,
     module: nn.Module,
     parameters: Mapping[str, torch.Tensor],
+    buffers: Collection[str],
     device: torch.device,
     seed: int,
 ) -> None:
-    """Have a module initialize itself, with `parameters` for those of its own and none for the others it has.
+    """Have a module initialize itself, with `parameters` for those of its own and none for others that it has.
 
-    Raises GraphoptError if it cannot, or leaves something without a value.
+    buffers: its own without a value. Both by qualified name. Raises GraphoptError for one that is left without.
     """
-    begin = _beginning(model, module)
     stand_ins = {
-        name: parameters.get(name, torch.empty(p.shape, dtype=p.dtype, device="meta"))
+        name: nn.Parameter(parameters.get(at(path, name), torch.empty_like(p, device="meta")), requires_grad=False)
         for name, p in module.named_parameters(recurse=False, remove_duplicate=False)
     }
-    for _, buffer in module.named_buffers(recurse=False):
-        buffer.copy_(_blank(buffer, device))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
-        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {path}".encode()).digest()[:7]))
-        if begin is not None:
-            with reparametrized(module, {name: nn.Parameter(p, requires_grad=False) for name, p in stand_ins.items()}):
+    own = {at(path, name): name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)}
+    for name in buffers:
+        setattr(module, own[name], _blank(getattr(module, own[name]), device))
+    begin = _beginning(model, module)
+    if begin is not None:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
+            torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {path}".encode()).digest()[:7]))
+            with reparametrized(module, stand_ins):
                 begin()
-    given = {**parameters, **dict(module.named_buffers(recurse=False))}
-    blank = [at(path, name) for name, value in given.items() if _is_blank(value)]
+    given = {**parameters, **{name: getattr(module, own[name]) for name in buffers}}
+    blank = [name for name, value in given.items() if _is_blank(value)]
     if blank:
         how = "has no reset_parameters" if begin is None else "leaves them without"
         raise GraphoptError(
-            f"{listed(blank)} have no values: {type(module).__name__} {how}; give them some before graphopt.compile, or "
-            "load them from files that hold them"
+            f"{listed(blank)} on the meta device need values: {type(module).__name__} {how}; give them some before "
+            "graphopt.compile"
         )
 
 

@@ -11,8 +11,10 @@ import socket
 import struct
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from functools import partial
 
 import torch
 
@@ -29,6 +31,14 @@ class _Kind(IntEnum):
     SEGMENT = 0
     READY = 1
     DONE = 2
+
+
+_Message = tuple[_Kind, int, int, int | None]  # with a segment's number, a size and a file
+
+
+def _close(message: _Message) -> None:
+    if message[3] is not None:
+        os.close(message[3])
 
 
 class Segment:
@@ -52,8 +62,7 @@ class Segment:
 class Links:
     """This rank's sockets to others of a group, the segments it has made, and theirs.
 
-    Whoever waits here takes all messages that come meanwhile, so that two ranks that write to each other first never
-    wait for each other.
+    Nothing waits for a neighbour but who needs something from it; what does not fit into a socket follows later.
     """
 
     def __init__(
@@ -74,15 +83,17 @@ class Links:
         self._names = range(self.ranks) if names is None else names
         self._look = look
         self._poll = select.poll()
-        for each in neighbours.values():
-            self._poll.register(each, select.POLLIN)
+        self._watched = dict.fromkeys(neighbours, 0)
         self._neighbours = {each.fileno(): neighbour for neighbour, each in neighbours.items()}
+        self._unsent: dict[int, deque[_Message]] = {neighbour: deque() for neighbour in neighbours}
         self._ended: set[int] = set()
         self._own: list[Segment] = []
         self._theirs: dict[tuple[int, int], Segment] = {}
         self._offered = dict.fromkeys(neighbours, 0)
         self._readable: dict[tuple[int, int], tuple[Segment, int]] = {}
         self._abandoned: set[tuple[int, int]] = set()
+        for neighbour in neighbours:
+            self._watch(neighbour)
 
     def name(self, rank: int) -> str:
         """How an error's message calls a rank of the group."""
@@ -116,6 +127,11 @@ class Links:
         else:
             self._abandoned.add((neighbour, number))
 
+    def flush(self) -> None:
+        """Wait until all offers are on their way, also without this process."""
+        for neighbour in self.others:
+            self._await(neighbour, partial(self._has_offered_all, neighbour))
+
     @property
     def segments(self) -> int:
         """Segments that this rank has made so far."""
@@ -123,8 +139,10 @@ class Links:
 
     def close(self) -> None:
         """The others learn of it when they wait for this rank."""
-        for neighbour in self._sockets.values():
-            neighbour.close()
+        for neighbour, connection in self._sockets.items():
+            connection.close()
+            while self._unsent[neighbour]:
+                _close(self._unsent[neighbour].popleft())
 
     def _new_segment(self, size: int, audience: frozenset[int]) -> Segment:
         file = os.memfd_create("graphopt")
@@ -132,35 +150,48 @@ class Links:
             os.ftruncate(file, size)
             segment = Segment(len(self._own), file, size, audience)
             for neighbour in audience:
-                self._send(neighbour, _Kind.SEGMENT, segment.number, size, file)
+                self._send(neighbour, _Kind.SEGMENT, segment.number, size, os.dup(file))
         finally:
             os.close(file)
         self._own.append(segment)
         return segment
 
     def _send(self, neighbour: int, kind: _Kind, segment: int, size: int, file: int | None = None) -> None:
-        """Tell a neighbour. One that has ended is noticed by who needs something from it, in `_await`."""
-        message = [_MESSAGE.pack(kind, segment, size)]
-        files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [file]))] if file is not None else []
-        while neighbour not in self._ended:
-            try:
-                self._sockets[neighbour].sendmsg(message, files, socket.MSG_DONTWAIT)
-                return
-            except BlockingIOError:
-                self._await_room(neighbour)
-            except (BrokenPipeError, ConnectionResetError):
-                return
+        """Tell a neighbour, now or as soon as it has taken what it was told before; closes the file then.
 
-    def _await_room(self, neighbour: int) -> None:
-        """Wait until a neighbour has taken some of the many messages that it was sent."""
-        poll = select.poll()
-        poll.register(self._sockets[neighbour], select.POLLOUT)
-        self._poll.modify(self._sockets[neighbour], select.POLLIN | select.POLLOUT)
+        One that has ended is noticed by who needs something from it, in `_await`.
+        """
+        self._unsent[neighbour].append((kind, segment, size, file))
+        self._push(neighbour)
+
+    def _push(self, neighbour: int) -> None:
+        """Send as much as the socket takes."""
+        unsent = self._unsent[neighbour]
         try:
-            self._await(neighbour, lambda: bool(poll.poll(0)))
-        finally:
-            if neighbour not in self._ended:
-                self._poll.modify(self._sockets[neighbour], select.POLLIN)
+            while unsent:
+                kind, segment, size, file = unsent[0]
+                files = [] if file is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [file]))]
+                self._sockets[neighbour].sendmsg([_MESSAGE.pack(kind, segment, size)], files, socket.MSG_DONTWAIT)
+                _close(unsent.popleft())
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            while unsent:
+                _close(unsent.popleft())
+        self._watch(neighbour)
+
+    def _watch(self, neighbour: int) -> None:
+        """Wake up from a poll for what comes from a neighbour, and when there is room for what is unsent."""
+        events = 0 if neighbour in self._ended else select.POLLIN | (select.POLLOUT if self._unsent[neighbour] else 0)
+        if events != self._watched[neighbour]:
+            self._watched[neighbour] = events
+            if events:
+                self._poll.register(self._sockets[neighbour], events)
+            else:
+                self._poll.unregister(self._sockets[neighbour])
+
+    def _has_offered_all(self, neighbour: int) -> bool:
+        return all(kind is _Kind.DONE for kind, *_ in self._unsent[neighbour])
 
     def _await(self, neighbour: int, has_come: Callable[[], bool]) -> None:
         """Take messages until the one that is waited for has come."""
@@ -177,29 +208,31 @@ class Links:
                 raise RankLostError(f"{self.name(neighbour)} sent nothing for {_PATIENCE_SECONDS} s")
 
     def _take_messages(self, seconds: float) -> bool:
-        """Take a message of each neighbour that has one, or has one in so many seconds; whether there was any."""
+        """Take a message of each neighbour that has one, or has one in so many seconds, and send what was unsent.
+
+        Returns whether there was anything to do.
+        """
         ready = self._poll.poll(seconds * 1000)
         for file, events in ready:
-            if events != select.POLLOUT:
-                self._receive(self._neighbours[file])
+            neighbour = self._neighbours[file]
+            if events & select.POLLOUT:
+                self._push(neighbour)
+            if events & ~select.POLLOUT:
+                self._receive(neighbour)
         return bool(ready)
 
     def _receive(self, neighbour: int) -> None:
-        """Take one message, if it is still there."""
+        """Take one message, which is there."""
         try:
-            data, files, _, _ = self._sockets[neighbour].recvmsg(
-                _MESSAGE.size, socket.CMSG_LEN(array("i").itemsize), socket.MSG_DONTWAIT
-            )
-        except BlockingIOError:
-            return
+            data, files, _, _ = self._sockets[neighbour].recvmsg(_MESSAGE.size, socket.CMSG_LEN(array("i").itemsize))
         except ConnectionResetError:  # it ended with messages of ours unread; what it sent before is still to come
             return
         if data:
             kind, number, size = _MESSAGE.unpack(data)
             self._take(neighbour, kind, number, size, [array("i", raw)[0] for _, _, raw in files])
-        elif neighbour not in self._ended:
+        else:
             self._ended.add(neighbour)
-            self._poll.unregister(self._sockets[neighbour])
+            self._watch(neighbour)
 
     def _take(self, neighbour: int, kind: int, number: int, size: int, files: list[int]) -> None:
         if kind == _Kind.SEGMENT:

@@ -24,12 +24,16 @@ class Peers(Protocol):
     def receive(self, source: int, specs: Sequence[TensorSpec]) -> Finish:
         """Start receiving the next message of `source`; the function returned waits and gives its tensors, once.
 
-        That raises RankMismatchError if the message has other bytes than the specs, RankLostError if `source` has ended.
+        It raises RankMismatchError if the message has other bytes than the specs, RankLostError if `source` has ended.
         """
         ...
 
     def flush(self) -> None:
-        """Wait until whatever was sent can arrive without this process. Raises RankLostError if a receiver has ended."""
+        """Wait until what was sent arrives also if this process ends. May raise RankLostError if a receiver has."""
+        ...
+
+    def close(self) -> None:
+        """After an error: exchange nothing any more. Whoever waits for this rank learns that it is lost."""
         ...
 
 
@@ -59,7 +63,7 @@ class SharedMemoryPeers:
 
     def send(self, to: int, tensors: Sequence[torch.Tensor]) -> None:
         size = message_bytes([TensorSpec.of(tensor) for tensor in tensors])
-        segment = self.links.segment(size, frozenset((to,)))
+        segment = self.links.segment(_roomy(size), frozenset((to,)))
         lay_out(tensors, segment.memory)
         self.links.offer(segment, size, to)
 
@@ -79,4 +83,14 @@ class SharedMemoryPeers:
         return finish
 
     def flush(self) -> None:
-        """What lies in a segment stays there for who reads it, though this process ends."""
+        """What was offered stays in its segment for who reads it, though this process ends."""
+        self.links.flush()
+
+    def close(self) -> None:
+        self.links.close()
+
+
+def _roomy(size: int) -> int:
+    """A little more, so that messages whose lengths vary find a segment; what is never written takes no memory."""
+    step = max(1, (1 << size.bit_length() - 1) // 8) if size else 1
+    return -(-size // step) * step

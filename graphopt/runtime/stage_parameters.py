@@ -15,7 +15,7 @@ from graphopt.ir import ParameterLayout
 def leave_to_stages(
     model: nn.Module, layouts: Mapping[str, ParameterLayout], mesh: DeviceMesh, rank_of_stage: Sequence[int]
 ) -> None:
-    """Free the parameters of stages that other ranks have. What stays are the objects, DTensors of which nothing is here.
+    """Free parameters of stages that other ranks have: the objects stay, as DTensors of which nothing is here.
 
     mesh: of all axes, that of the pipeline first.
     """

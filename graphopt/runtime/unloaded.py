@@ -53,6 +53,13 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def persistent(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and those buffers that a state dict has, by first name."""
+    first = aliases(model)
+    kept = model.state_dict(keep_vars=True)
+    return {first[name]: value for name, value in kept.items() if name in first}
+
+
 def note_loaded(model: nn.Module, unloaded: set[str]) -> None:
     """Have `load_state_dict` take from `unloaded` what it is given values for."""
 

@@ -11,10 +11,9 @@ from torch import nn
 from graphopt.errors import GraphoptError
 from graphopt.nearest import listed, nearest
 from graphopt.runtime.agreement import failing_together
-from graphopt.runtime.initialize import fill_buffers
 from graphopt.runtime.parameters import lies_here, own_slices
 from graphopt.runtime.state import Runtime
-from graphopt.runtime.unloaded import aliases
+from graphopt.runtime.unloaded import aliases, persistent
 from graphopt.runtime.weight_files import Wanted, WeightFiles, open_weights
 
 
@@ -26,14 +25,12 @@ def load_weights(
     with failing_together(dist.group.WORLD if dist.is_initialized() else None):
         layouts = runtime.require_settled()
         files = open_weights(path)
-        tensors, names = _persistent(model)
+        tensors, names = persistent(model), aliases(model)
         prefix = _prefix(files, names) if prefix is None else prefix
-        places = _places(files, names, prefix)
+        places = _places(files, tensors, names, prefix)
         if strict:
             _require_all(files, tensors, names, places, prefix)
         _require_shapes(files, tensors, places)
-        computed = runtime.unloaded - tensors.keys()
-        fill_buffers(model, sorted(computed), runtime.collectives.device)
         here = {first: stored for first, stored in places.items() if lies_here(tensors[first])}
         files.read(
             {
@@ -41,15 +38,8 @@ def load_weights(
                 for first, stored in here.items()
             }
         )
-        runtime.unloaded.difference_update(computed, places)
+        runtime.unloaded.difference_update(places)
     runtime.resident.invalidate()
-
-
-def _persistent(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Parameters and persistent buffers by first name; and the first name by every name that a state dict has."""
-    first = aliases(model)
-    kept = {name: value for name, value in model.state_dict(keep_vars=True).items() if name in first}
-    return {first[name]: value for name, value in kept.items()}, {name: first[name] for name in kept}
 
 
 def _prefix(files: WeightFiles, names: Mapping[str, str]) -> str:
@@ -63,14 +53,17 @@ def _prefix(files: WeightFiles, names: Mapping[str, str]) -> str:
     first, second = [*found.most_common(2), ("", 0), ("", 0)][:2]
     if first[1] and first[1] == second[1]:
         raise GraphoptError(
-            f"the files have weights of this model behind {first[0]!r} and behind {second[0]!r}; say prefix={first[0]!r}"
+            f"the files have this model's names behind {first[0]!r} and behind {second[0]!r}; say prefix={first[0]!r}"
         )
     return first[0]
 
 
-def _places(files: WeightFiles, names: Mapping[str, str], prefix: str) -> dict[str, str]:
+def _places(
+    files: WeightFiles, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], prefix: str
+) -> dict[str, str]:
     """The name in the files of each tensor, by its first name; of a tied one any name may be there."""
-    return {first: prefix + name for name, first in reversed(names.items()) if prefix + name in files.shapes}
+    found = {first: prefix + name for name, first in reversed(names.items()) if prefix + name in files.shapes}
+    return {first: stored for first, stored in found.items() if first in tensors}
 
 
 def _require_all(
@@ -78,7 +71,7 @@ def _require_all(
     prefix: str,
 ) -> None:  # fmt: skip
     missing = [name for name in tensors if name not in places]
-    known = {prefix + name for name in names}
+    known = {prefix + name for name, first in names.items() if first in tensors}
     unexpected = [stored for stored in files.shapes if stored.startswith(prefix) and stored not in known]
     if not missing and not unexpected:
         return

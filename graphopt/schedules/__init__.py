@@ -4,6 +4,7 @@ from graphopt.schedules.actions import Action, Schedule, Work, check, forwards
 from graphopt.schedules.bounds import live_bound, peak_live
 from graphopt.schedules.exchange import Compute, Receive, Send, Step, steps
 from graphopt.schedules.published import NAMES, published
+from graphopt.schedules.search import search
 from graphopt.schedules.timeline import StageTimes, Timeline, simulate
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "live_bound",
     "peak_live",
     "published",
+    "search",
     "simulate",
     "steps",
 ]

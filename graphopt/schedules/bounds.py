@@ -34,7 +34,7 @@ def peak_live(schedule: Schedule, sizes: Sequence[float] | None = None) -> tuple
 def live_bound(name: str, ranks: int, microbatches: int, stages_per_rank: int) -> tuple[int, ...]:
     """By pipeline rank, what `peak_live` of a published schedule is never above, of microbatches on a stage.
 
-    For p ranks, m microbatches and v stages a rank, in rounds of m / max(1, m // p) microbatches, on rank r: m v where all
+    For p ranks, m microbatches and v stages a rank, in rounds of m / max(1, m // p), on rank r: m v where all
     forwards come first; p - r for 1f1b, (v - 1) round + 2 (p - 1 - r) + 1 interleaved (Narayanan et al. 2021);
     (v - 1) round + p for zero-bubble and 2 p for zbv (Qi et al. 2023, who count 1 for all stages of a rank);
     2 p + 1 for dualpipev (DeepSeek-AI 2024, likewise); m v at most. Raises PlanError for an unknown name.

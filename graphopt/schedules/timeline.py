@@ -87,6 +87,15 @@ class Timeline:
             over_time.append((moment, alive))
         return over_time
 
+    def to_text(self, columns: int = 80) -> str:
+        """A line a rank, the makespan from left to right; a column shows the work in its middle, a dot for none."""
+        moments = [(column + 0.5) * self.makespan / columns for column in range(columns)]
+        return "".join("".join(_work_at(row, moment) for moment in moments) + "\n" for row in self.rows)
+
+
+def _work_at(row: tuple[Span, ...], moment: float) -> str:
+    return next((span.action.work.value for span in row if span.start <= moment < span.end), ".")
+
 
 def simulate(schedule: Schedule, durations: Sequence[StageTimes], transfer_seconds: float = 0) -> Timeline:
     """Each rank runs its actions in order, each as soon as what it needs is there.

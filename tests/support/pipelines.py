@@ -1,6 +1,6 @@
 """A chain of small numeric stages, in one process or along a schedule over ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -47,7 +47,7 @@ class Linear:
         return found
 
     def input_gradients(self, microbatch: int, gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-        x, mask, y = self._saved[microbatch]
+        _, mask, y = self._saved[microbatch]
         given = 2 * y if self._is_last else gradients[0]
         assert given is not None and gradients[1:] == ([] if self._is_last else [None, None])
         self._later[microbatch] = given * mask * (1 - y.square())
@@ -98,9 +98,11 @@ def world_peers(alarm: Alarm, share_memory: bool) -> Peers:
     return peers_of(dist.group.WORLD, torch.device("cpu"), alarm.look, share_memory=share_memory)
 
 
-def along(schedule: Schedule, peers: Peers, alarm: Alarm) -> dict[int, Linear]:
+def along(
+    schedule: Schedule, peers: Peers, alarm: Alarm, made: Callable[[int, int], Linear] = Linear
+) -> dict[int, Linear]:
     """This rank's stages after one step."""
     rank = dist.get_rank()
-    chain = {index: Linear(index, schedule.stages) for index in schedule.stages_of(rank)}
+    chain = {index: made(index, schedule.stages) for index in schedule.stages_of(rank)}
     run(steps(schedule)[rank], chain, schedule.rank_of_stage, peers, alarm)
     return chain

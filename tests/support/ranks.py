@@ -1,4 +1,7 @@
-"""Real gloo ranks, started once and shared by all tests: starting a process that imports torch takes seconds."""
+"""Real gloo ranks, started once and shared by all tests: starting a process that imports torch takes seconds.
+
+They are forked from a server that has imported it, which is itself started once.
+"""
 
 import contextlib
 import faulthandler
@@ -8,7 +11,7 @@ import os
 import queue
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +49,10 @@ class Ranks:
         for process in self._processes:
             process.start()
 
-    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
-        """``function(rank, world, *args)`` on every rank; the results in rank order.
+    def run(
+        self, function: Callable[..., Any], *args: Any, timeout: float = 240, lost: Collection[int] = ()
+    ) -> list[Any]:
+        """``function(rank, world, *args)`` on every rank; the results in rank order, without those that get lost in it.
 
         Raises RankFailed with the tracebacks of the ranks that raised, or with every rank's stack after `timeout`.
         """
@@ -55,7 +60,7 @@ class Ranks:
             tasks.put((function, args))
         answers: dict[int, tuple[bool, Any]] = {}
         try:
-            while len(answers) < self.world:
+            while len(answers) < self.world - len(lost):
                 rank, succeeded, value = self._results.get(timeout=timeout)
                 answers[rank] = (succeeded, value)
         except queue.Empty:
@@ -64,7 +69,7 @@ class Ranks:
         if failures:
             self._stop()
             raise RankFailed("\n".join(failures))
-        return [answers[rank][1] for rank in range(self.world)]
+        return [answers[rank][1] for rank in sorted(answers)]
 
     @property
     def is_alive(self) -> bool:

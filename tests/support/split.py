@@ -113,7 +113,9 @@ def split_program(
     captured = capture(model, tensors, spec, tensor_names(model.forward, (), batch))
     program = captured.program
     losses = frozenset(
-        role.name for role, node in program.results_of(OutputKind.USER) if node is not None and _is_loss(node.meta["val"])
+        role.name
+        for role, node in program.results_of(OutputKind.USER)
+        if node is not None and _is_loss(node.meta["val"])
     )
     layouts = {
         name: ParameterLayout.choose(name, tuple(p.shape), p.dtype, "dp", 1, True)
