@@ -132,8 +132,9 @@ class PipelinedEngine:
             parameter.grad = ours if parameter.grad is None else parameter.grad + ours
         self.runtime.resident.invalidate()
         loss = progress.compiled[0].any_stage.loss
-        assert loss is not None
-        return self._joined(progress, loss, everywhere=True)
+        mean = self._joined(progress, loss, everywhere=True) if loss is not None else None
+        assert mean is not None
+        return mean
 
     def eval_step(self, batch: Any, target: Any = None) -> Any:
         """What the model returns for a batch, or its loss for a target, without gradients.
@@ -161,7 +162,7 @@ class PipelinedEngine:
         raise GraphoptError("a step of a pipeline reduces gradients once; say pipeline.microbatches for more of them")
 
     def gathered(self) -> contextlib.AbstractContextManager[None]:
-        raise GraphoptError("a pipeline's parameters lie on the ranks of their stages and cannot be gathered; save them")
+        raise GraphoptError("parameters of a pipeline lie on the ranks of their stages and cannot be gathered; save them")
 
     def _go_through(self, call: StepCall, schedule: Schedule) -> Progress:
         self.runtime.require_values()
