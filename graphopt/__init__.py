@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from graphopt.driver import compile
@@ -39,6 +40,7 @@ __all__ = [
     "VerificationError",
     "Zero",
     "check_replicas",
+    "clip_grad_norm_",
     "compile",
     "gathered",
     "init_weights",
@@ -85,3 +87,16 @@ def init_weights(model: nn.Module) -> None:
     without a value.
     """
     initialize.init_weights(model, engine_of(model).runtime)
+
+
+def clip_grad_norm_(
+    model: nn.Module, max_norm: float, norm_type: float = 2.0, *, error_if_nonfinite: bool = False
+) -> torch.Tensor:
+    """Scale gradients so that the norm of all of them is at most `max_norm`; all ranks call this together.
+
+    norm_type: p of the p-norm, above 0; inf for the largest absolute value. Returns the norm before, a scalar, the same
+    on all ranks: that of the whole model, the stages that lie on other ranks included, each parameter counted once.
+    (`torch.nn.utils.clip_grad_norm_` sees the stages of its own rank alone.) Raises GraphoptError for another
+    `norm_type`, or, with `error_if_nonfinite`, if the norm is not finite.
+    """
+    return engine_of(model).clip_grad_norm_(max_norm, norm_type, error_if_nonfinite)

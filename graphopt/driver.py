@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -56,8 +57,8 @@ def compile(
         first call is captured.
     loss: (what the model returns, the target that `train_step` is given) -> a scalar, for a model without a loss.
     device: for a model on the meta device, where it shall be; by default where torch makes tensors. It gets no more
-        bytes than lie on this rank, and values by `load_weights`, `init_weights` or `load_state_dict`; buffers that are
-        not persistent get theirs now, by their module's `reset_parameters` (in Transformers the model's `_init_weights`).
+        bytes than lie on this rank, and values by `load_weights`, `init_weights` or `load_state_dict`. Buffers that are
+        not persistent get theirs now, by their module's `reset_parameters` or, in Transformers, `_init_weights`.
     registry: the passes that the plan's pipeline may name.
     Parameters become DTensors under their own names when there is more than one rank; every rank starts from the
     values of the first. Where the plan splits layers they stay whole until a call is compiled, for that decides along

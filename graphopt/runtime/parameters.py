@@ -1,6 +1,6 @@
 """A model's parameters as DTensors over the ranks, in place, and the bytes below them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,13 +226,22 @@ def accept_whole_state(model: nn.Module) -> None:
     model.register_load_state_dict_pre_hook(shard)
 
 
-def whole_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Each parameter, by every name it has, whole and without gradient on every rank; all ranks call this together."""
+def whole_parameter(name: str, parameter: nn.Parameter) -> torch.Tensor:
+    """All of a parameter of which each rank has a part."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def whole_parameters(
+    model: nn.Module, gather: Callable[[str, nn.Parameter], torch.Tensor] = whole_parameter
+) -> dict[str, nn.Parameter]:
+    """Each parameter, by every name it has, whole and without gradient on every rank; all ranks call this together.
+
+    gather: makes one whole, given by its first name.
+    """
     whole: dict[int, nn.Parameter] = {}
     named = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in whole:
-            value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            whole[id(parameter)] = nn.Parameter(value.detach(), requires_grad=False)
+            whole[id(parameter)] = nn.Parameter(gather(name, parameter).detach(), requires_grad=False)
         named[name] = whole[id(parameter)]
     return named
