@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 
 import graphopt
@@ -49,13 +49,25 @@ def _merged(states: list[State]) -> State:
 def _save(rank: int, world: int, folder: str, name: str, text: str) -> State:
     model, batch = _compiled(name, text, rank, world)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
-    for _ in range(2):
+
+    def step() -> None:
         model.train_step(batch)
         optimizer.step()
         optimizer.zero_grad()
+
+    step()
+    step()
     parameters, state = get_state_dict(model, optimizer)
     dcp.save({"model": parameters, "optimizer": state}, checkpoint_id=folder)
-    return _state(model, optimizer)
+    saved = _state(model, optimizer)
+    step()
+    parameters, state = get_state_dict(model, optimizer)
+    dcp.load({"model": parameters, "optimizer": state}, checkpoint_id=folder)
+    options = StateDictOptions(strict=False)  # the optimizer knows nothing of parameters that lie elsewhere
+    set_state_dict(model, optimizer, model_state_dict=parameters, optim_state_dict=state, options=options)
+    back = _state(model, optimizer)
+    assert back.keys() == saved.keys() and all(torch.equal(back[name], value) for name, value in saved.items())
+    return saved
 
 
 def _load(rank: int, world: int, folder: str, name: str, texts: list[str]) -> list[State]:

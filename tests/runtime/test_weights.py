@@ -1,4 +1,4 @@
-"""Weights into models from the meta device: what each rank reads and holds, and what is said of files that do not fit."""
+"""Weights into models from the meta device: what each rank reads and holds, what is said of files that do not fit."""
 
 import math
 from pathlib import Path
@@ -166,7 +166,7 @@ def test_what_no_file_gave_is_still_missing(tmp_path: Path) -> None:
     path, _ = _saved(tmp_path, lambda state: state.pop("norm.weight"))
     model = _net()
     graphopt.load_weights(model, path, strict=False)
-    with pytest.raises(GraphoptError, match="norm.weight of a model from the meta device have no values yet"):
+    with pytest.raises(GraphoptError, match=r"norm.weight of a model from the meta device have no values yet"):
         model(torch.randn(3, 4))
 
 
@@ -188,7 +188,7 @@ def test_bad_places_are_refused(tmp_path: Path) -> None:
         graphopt.load_weights(_net(), tmp_path / "nowhere")
     with torch.device("meta"):
         linear = nn.Linear(4, 4)
-        with pytest.raises(GraphoptError, match="say graphopt.compile"):
+        with pytest.raises(GraphoptError, match=r"say graphopt.compile"):
             graphopt.compile(linear, "dp=1")
     with pytest.raises(GraphoptError, match="is for a model on the meta device, this one is on cpu"):
         graphopt.compile(nn.Linear(4, 4), "dp=1", device="cuda")
@@ -234,7 +234,7 @@ def test_a_file_that_one_rank_lacks_fails_on_all(ranks, tmp_path: Path) -> None:
 
 def _waiting(rank: int, world: int, path: str) -> None:
     model = graphopt.compile(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), "tp=2")
-    with pytest.raises(GraphoptError, match="give example_inputs to graphopt.compile"):
+    with pytest.raises(GraphoptError, match=r"give example_inputs to graphopt.compile"):
         graphopt.load_weights(model, path)
 
 
