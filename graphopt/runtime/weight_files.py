@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed.checkpoint as checkpoint
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from graphopt._torch import local_tensor
 from graphopt.errors import GraphoptError
@@ -29,7 +30,7 @@ class Wanted:
 class WeightFiles(Protocol):
     """shapes: of the tensors there are, by name."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]]
 
     def read(self, wanted: Mapping[str, Wanted]) -> None:
         """Fill these tensors, by the names they have in the files."""
@@ -97,10 +98,10 @@ class CheckpointFolder:
     """A folder that torch.distributed.checkpoint has saved; each rank reads for itself."""
 
     def __init__(self, path: Path) -> None:
-        self._reader = checkpoint.FileSystemReader(path)
+        self._reader = FileSystemReader(path)
         stored = self._reader.read_metadata().state_dict_metadata
         self.shapes = {name: tuple(it.size) for name, it in stored.items() if isinstance(it, TensorStorageMetadata)}
 
     def read(self, wanted: Mapping[str, Wanted]) -> None:
         tensors = {name: each.tensor.detach() for name, each in wanted.items()}
-        checkpoint.load(tensors, storage_reader=self._reader, no_dist=True)
+        load(tensors, storage_reader=self._reader, no_dist=True)

@@ -42,7 +42,7 @@ def load_weights(
     runtime.resident.invalidate()
 
 
-def _prefix(files: WeightFiles, names: Mapping[str, str]) -> str:
+def _prefix(files: WeightFiles, names: dict[str, str]) -> str:
     """What stands before the model's names in the files: a checkpoint may hold more than a model's weights."""
     found: Counter[str] = Counter()
     for stored in files.shapes:
@@ -59,7 +59,7 @@ def _prefix(files: WeightFiles, names: Mapping[str, str]) -> str:
 
 
 def _places(
-    files: WeightFiles, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], prefix: str
+    files: WeightFiles, tensors: Mapping[str, torch.Tensor], names: dict[str, str], prefix: str
 ) -> dict[str, str]:
     """The name in the files of each tensor, by its first name; of a tied one any name may be there."""
     found = {first: prefix + name for name, first in reversed(names.items()) if prefix + name in files.shapes}
@@ -67,7 +67,7 @@ def _places(
 
 
 def _require_all(
-    files: WeightFiles, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], places: Mapping[str, str],
+    files: WeightFiles, tensors: Mapping[str, torch.Tensor], names: dict[str, str], places: Mapping[str, str],
     prefix: str,
 ) -> None:  # fmt: skip
     missing = [name for name in tensors if name not in places]
