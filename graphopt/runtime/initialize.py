@@ -91,7 +91,7 @@ def _begin(
         how = "has no reset_parameters" if begin is None else "leaves them without"
         raise GraphoptError(
             f"{listed(blank)} on the meta device need values: {type(module).__name__} {how}; give them some before "
-            "graphopt.compile"
+            "graphopt.compile, or load them from files that hold them"
         )
 
 
