@@ -1,7 +1,7 @@
 """A model cut into stages: its steps, in which the ranks of `pp` each run theirs by a schedule."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from graphopt._torch import compiled_call
+from graphopt._torch import compiled_call, reparametrized
 from graphopt.capture.call import Loss, StepCall
 from graphopt.capture.guards import AttributeGuard, CallKey, ModelState
 from graphopt.capture.structure import Template
@@ -22,9 +22,10 @@ from graphopt.microbatches import Part, joined, microbatches
 from graphopt.plan import Plan
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree, exchanged
+from graphopt.runtime.clipping import clip_grad_norm_
 from graphopt.runtime.execute import run
 from graphopt.runtime.messages import TensorSpec
-from graphopt.runtime.parameters import gradient_for
+from graphopt.runtime.parameters import gradient_for, whole_parameter, whole_parameters
 from graphopt.runtime.peers import Peers
 from graphopt.runtime.reduction import reduce_gradients
 from graphopt.runtime.state import Runtime
@@ -108,10 +109,11 @@ class PipelinedEngine:
         self._settle = settle
         self._peers = peers
         self._state = ModelState(model)
+        self._eager = False
         self._known: dict[tuple[CallKey, tuple[torch.Size, ...]], Specialization] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting():
+        if self._eager or torch.compiler.is_exporting():
             return call_uncompiled(self.model, *args, **kwargs)
         raise GraphoptError(
             f"this {type(self.model).__name__} is cut into {self.schedule.stages} stages, so no rank can call all of "
@@ -160,10 +162,50 @@ class PipelinedEngine:
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         raise GraphoptError("a step of a pipeline reduces gradients once; say pipeline.microbatches for more of them")
 
-    def gathered(self) -> contextlib.AbstractContextManager[None]:
-        raise GraphoptError("parameters of a pipeline lie on the ranks of their stages; save them to have them whole")
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Parameters of all stages whole and plain on every rank, calls uncompiled, until the context ends."""
+        if self._eager:
+            yield
+            return
+        self.runtime.require_values()
+        whole = whole_parameters(self.model, whole_parameter if self.runtime.layouts is None else self._gathered)
+        self._eager = True
+        try:
+            with reparametrized(self.model, whole):
+                yield
+        finally:
+            self._eager = False
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> torch.Tensor:
+        device = self.runtime.collectives.device
+        return clip_grad_norm_(
+            self.model,
+            max_norm,
+            norm_type,
+            error_if_nonfinite,
+            lambda name: self._owner(name) == self._rank,
+            _world(),
+            device,
+        )
+
+    def _owner(self, name: str) -> int:
+        """The first of the ranks along the pipeline that have a parameter."""
+        return min(self.schedule.rank_of_stage[stage] for stage in self.runtime.layout_of(name).stages)
+
+    def _gathered(self, name: str, parameter: nn.Parameter) -> torch.Tensor:
+        """All of a parameter, from the ranks of its stages."""
+        owner = self._owner(name)
+        if owner == self._rank:
+            value = whole_parameter(name, parameter).detach().contiguous()
+        else:
+            value = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.runtime.collectives.device)
+        if value.numel():
+            dist.broadcast(value, dist.get_global_rank(self._group, owner), self._group)
+        return value
 
     def _go_through(self, call: StepCall, schedule: Schedule) -> Progress:
+        self.runtime.require_values()
         parts, compiled = self._compiled_parts(call)
         batches = [
             Microbatch(
