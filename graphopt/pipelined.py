@@ -260,7 +260,11 @@ class PipelinedEngine:
         for stage in sorted(progress.runs):
             for name, gradient in progress.runs[stage].gradients.take().items():
                 sums[name] = sums[name] + gradient if name in sums else gradient
-        sum_over_stages(sums, self.runtime.layouts, self.schedule.rank_of_stage, self._rank, self._peers)
+        trained = {
+            name: layout for name, layout in self.runtime.layouts.items() if self.runtime.slots[name].get().requires_grad
+        }
+        device = self.runtime.collectives.device
+        sum_over_stages(sums, trained, self.schedule.rank_of_stage, self._rank, self._peers, device)
         if self.plan.data_parallel_ranks > 1:
             return reduce_gradients(sums, self.runtime.layouts, self.runtime.collectives)
         return {name: gradient.to(self.runtime.layout_of(name).dtype) for name, gradient in sums.items()}

@@ -97,6 +97,51 @@ def test_parameters_may_be_gathered_once_a_step(ranks) -> None:
         assert seldom * 4 <= often
 
 
+class Tied(nn.Module):
+    """Both ends share a weight, of which the loss sees the second use alone if the first is detached."""
+
+    def __init__(self, detached: bool, trained: bool) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = (nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.last.weight = self.first.weight
+        self.first.weight.requires_grad_(trained)
+        self.detached = detached
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        y = self.middle(torch.tanh(y.detach() if self.detached else y))
+        return self.last(torch.tanh(y)).square().mean()
+
+
+TIED = [(False, True), (True, True), (False, False)]
+
+
+def _tied(rank: int, world: int) -> list[dict[str, torch.Tensor]]:
+    found = []
+    for detached, trained in TIED:
+        torch.manual_seed(0)
+        model = graphopt.compile(Tied(detached, trained), "pp=2,pipeline.microbatches=2,pipeline.cuts=middle")
+        model.train_step(torch.randn(4, 8))
+        found.append({name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None})
+    return found
+
+
+def test_gradients_of_a_parameter_at_both_ends(ranks) -> None:
+    """Their sum is on both ranks, also where one of them has none, and where the parameter is not trained."""
+    answers = ranks(2).run(_tied)
+    for index, (detached, trained) in enumerate(TIED):
+        torch.manual_seed(0)
+        model = Tied(detached, trained)
+        x = torch.randn(4, 8)
+        for part in x.chunk(2):
+            (model(part) / 2).backward()
+        for rank, answer in enumerate(answers):
+            names = (["first.weight"] if trained else []) + (["middle.weight"] if rank == 1 else [])
+            assert list(answer[index]) == names
+            for name, gradient in answer[index].items():
+                torch.testing.assert_close(gradient, model.get_parameter(name).grad)
+
+
 def _lengths(rank: int, world: int) -> list[float]:
     model, case = _compiled("pp=2,pipeline.microbatches=4")
     losses = []

@@ -137,8 +137,15 @@ class StageRun:
             self._kept[microbatch][InputKind.SAVED, name] = value
 
     def _run(self, part: str, microbatch: int) -> dict[OutputKind, dict[str, torch.Tensor]]:
-        """The results of a part by kind and name; what no later part reads of a microbatch is let go."""
+        """The results of a part by kind and name; what no later part reads of a microbatch is let go.
+
+        A stage that leads from nothing that is trained to the loss has no backward: there are none.
+        """
         program, kept = self._programs[microbatch], self._kept[microbatch]
+        found: dict[OutputKind, dict[str, torch.Tensor]] = {kind: {} for kind in OutputKind}
+        if part not in program.parts:
+            kept.clear()
+            return found
         behind = [program.parts[name] for name in _BEHIND[part] if name in program.parts]
         later = {(role.kind, role.name) for each in behind for role in each.inputs}
         inputs = program.parts[part].inputs
@@ -148,7 +155,6 @@ class StageRun:
         generator = rank_generator(program.rank, program.ranks if program.is_random else 1, program.device)
         with program.runtime.watching(), generator:
             results = program.functions[part](values, program.runtime)
-        found: dict[OutputKind, dict[str, torch.Tensor]] = {kind: {} for kind in OutputKind}
         for role, value in zip(program.parts[part].outputs, results, strict=True):
             if value is not None:
                 found[role.kind][role.name] = value
