@@ -1,6 +1,6 @@
 """A Llama cut into stages: step times beside `torch.distributed.pipelining` with stages by hand, schedule by schedule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,8 +55,9 @@ def _make(name: str, model: nn.Module) -> Step:
     return RIVALS[kind](model, published(schedule, dist.get_world_size(), MICROBATCHES))
 
 
-def _graphopt(model: nn.Module, schedule: Schedule, options: str = "") -> Step:
-    plan = f"pp={schedule.ranks},pipeline={schedule.name},pipeline.microbatches={schedule.microbatches}{options}"
+def _graphopt(model: nn.Module, schedule: Schedule, cuts: Sequence[str] = ()) -> Step:
+    pipeline = graphopt.Stages(schedule.name, microbatches=schedule.microbatches, cuts=cuts)
+    plan = graphopt.Plan(mesh={"pp": schedule.ranks}, pipeline=pipeline)
     ids = _tokens(0, 0)
     compiled = graphopt.compile(model, plan, example_inputs={"input_ids": ids, "labels": ids})
     optimizer = adamw(compiled)
@@ -73,7 +74,7 @@ def _graphopt(model: nn.Module, schedule: Schedule, options: str = "") -> Step:
 def _cut_alike(model: nn.Module, schedule: Schedule) -> Step:
     """Cut where `_torch` is."""
     firsts = [_layers_of(schedule, stage).start for stage in range(1, schedule.stages)]
-    return _graphopt(model, schedule, f",pipeline.cuts={'|'.join(f'model.layers.{first}' for first in firsts)}")
+    return _graphopt(model, schedule, [f"model.layers.{first}" for first in firsts])
 
 
 def _torch(model: Any, schedule: Schedule) -> Step:

@@ -174,7 +174,9 @@ class PipelinedEngine:
             for part, each in zip(parts, compiled, strict=True)
         ]
         own = schedule.stages_of(self._rank)
-        runs = {stage: StageRun([each.stages[stage].program for each in compiled], batches) for stage in own}
+        loss = compiled[0].any_stage.loss
+        wanted = compiled[0].any_stage.outputs if loss is None else (loss,)
+        runs = {stage: StageRun([each.stages[stage].program for each in compiled], batches, wanted) for stage in own}
         rows = steps(schedule)
         run(rows[self._rank], runs, schedule.rank_of_stage, self._peers, self.runtime.collectives.alarm)
         return Progress(parts, compiled, runs)

@@ -1,6 +1,6 @@
 """One stage of a pipeline as it runs: emitted functions, and what a microbatch leaves between them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -68,13 +68,16 @@ class Microbatch:
 class StageRun:
     """A stage through the microbatches of one step; see `graphopt.runtime.stages.Stage`.
 
-    outputs: of the model, of each microbatch, those that this stage makes. gradients: of parameters, added up.
+    outputs: of the model, of each microbatch, those that are wanted of this stage. gradients: of parameters, added up.
     """
 
-    def __init__(self, programs: Sequence[StageProgram], microbatches: Sequence[Microbatch]) -> None:
-        """programs: for each microbatch."""
+    def __init__(
+        self, programs: Sequence[StageProgram], microbatches: Sequence[Microbatch], wanted: Collection[str]
+    ) -> None:
+        """programs: for each microbatch. wanted: names of outputs; what is not wanted is let go."""
         self._programs = programs
         self._microbatches = microbatches
+        self._wanted = wanted
         self._kept: dict[int, dict[_Key, torch.Tensor]] = {}
         self.outputs: dict[int, dict[str, torch.Tensor]] = {}
         self.gradients = UnreducedGradients()
@@ -92,7 +95,7 @@ class StageRun:
         found = self._run(FORWARD, microbatch)
         for name in program.updated:
             runtime.slots[name].get().copy_(found[OutputKind.BUFFER][name])
-        self.outputs[microbatch] = found[OutputKind.USER]
+        self.outputs[microbatch] = {n: value for n, value in found[OutputKind.USER].items() if n in self._wanted}
         self._keep(microbatch, found[OutputKind.SAVED])
         return [found[OutputKind.SENT][crossing.name] for crossing in program.sent]
 
