@@ -89,6 +89,7 @@ class StageRun:
             (InputKind.RECEIVED, crossing.name): value
             for crossing, value in zip(program.received, received, strict=True)
         }
+        received.clear()  # how long each lives is decided here
         for name in program.updated if len(program.parts) > 1 else ():
             kept[InputKind.BUFFER, name] = runtime.slots[name].get().clone()  # backward reads what forward read
         self._kept[microbatch] = kept
@@ -121,14 +122,14 @@ class StageRun:
         return [crossing.has_gradient for crossing in self._programs[microbatch].sent]
 
     def _backward(
-        self, part: str, microbatch: int, gradients: Sequence[torch.Tensor | None]
+        self, part: str, microbatch: int, gradients: list[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
         program, kept = self._programs[microbatch], self._kept[microbatch]
-        for crossing, gradient in zip(program.sent, gradients, strict=False):  # behind the last stage there are none
-            if gradient is not None:
-                kept[InputKind.TANGENT, crossing.name] = gradient
-        for name, tangent in self._microbatches[microbatch].tangents.items():
-            kept[InputKind.TANGENT, name] = tangent
+        arrived = zip(program.sent, gradients, strict=False)  # behind the last stage there are none
+        kept.update({(InputKind.TANGENT, crossing.name): value for crossing, value in arrived if value is not None})
+        gradients.clear()
+        tangents = self._microbatches[microbatch].tangents
+        kept.update({(InputKind.TANGENT, name): tangent for name, tangent in tangents.items()})
         found = self._run(part, microbatch)
         self.gradients.add(found[OutputKind.GRADIENT])
         self._keep(microbatch, found[OutputKind.SAVED])

@@ -16,7 +16,7 @@ from graphopt.cost.memory import Memory, memory
 from graphopt.ir import OutputKind
 from tests.ir.built import Hand, functional
 from tests.support.programs import Mlp, lowered
-from tests.support.segments import is_in_segment, mapped_segments
+from bench.segments import is_in_segment, mapped_segments
 from tests.support.zoo import CONVNET, ZOO
 
 MATRIX = 16 * 16 * 4

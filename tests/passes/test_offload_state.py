@@ -14,7 +14,7 @@ from graphopt.errors import PassError
 from graphopt.inspect.differential import check
 from graphopt.offload import DiskAdamW
 from graphopt.passes.offload_state import OffloadStateOptions
-from tests.support.segments import is_in_file
+from bench.segments import is_in_file
 from tests.support.training import differences
 from tests.support.zoo import WITH_DROPOUT, ZOO, Entry
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 import graphopt
 from graphopt import Plan, Zero
 from graphopt._torch import TorchDispatchMode
-from tests.support.segments import is_in_segment, mapped_segments
+from bench.segments import is_in_segment, mapped_segments
 
 WIDTH, LAYERS = 128, 8
 LAYER_BYTES = 2 * WIDTH * WIDTH * 4
