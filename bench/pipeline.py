@@ -1,4 +1,4 @@
-"""A Llama cut into stages: step times beside `torch.distributed.pipelining` with stages by hand, schedule by schedule."""
+"""A Llama cut into stages: its steps beside `torch.distributed.pipelining` with stages by hand, by schedule."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

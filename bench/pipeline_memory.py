@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 import graphopt
 from bench.live import Live, state_of
-from bench.workloads import llama
 from bench.segments import is_in_segment
+from bench.workloads import llama
 
 VOCABULARY, LAYERS, HIDDEN, SEQUENCE, ROWS, WORLD = 512, 4, 64, 64, 8, 4
 PLANS = (
@@ -36,10 +36,10 @@ def peaks(plans: Sequence[str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_rank, (folder, plans), nprocs=WORLD)
         ranks = [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(WORLD)]
+    rows = [(plan, rank, *pair) for plan, *found in zip(plans, *ranks, strict=True) for rank, pair in enumerate(found)]
     return [
-        {"plan": plan, "rank": rank, "predicted": predicted, "measured": measured, "deviation": predicted / measured - 1}
-        for plan, *found in zip(plans, *ranks, strict=True)
-        for rank, (predicted, measured) in enumerate(found)
+        {"plan": plan, "rank": rank, "predicted": said, "measured": found, "deviation": said / found - 1}
+        for plan, rank, said, found in rows
     ]
 
 

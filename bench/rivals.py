@@ -66,9 +66,7 @@ def _deepspeed(model: nn.Module, stage: int) -> Step:
         "zero_optimization": {"stage": stage},
         "zero_force_ds_cpu_optimizer": False,
     }
-    engine, _, _, _ = deepspeed.initialize(
-        model=model, optimizer=adamw(model), config=config, dist_init_required=False
-    )
+    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=adamw(model), config=config, dist_init_required=False)
 
     def step(ids: torch.Tensor) -> float:
         loss = engine(input_ids=ids, labels=ids).loss

@@ -188,7 +188,9 @@ class PipelinedEngine:
         raise GraphoptError("a step of a pipeline reduces gradients once; say pipeline.microbatches for more of them")
 
     def gathered(self) -> contextlib.AbstractContextManager[None]:
-        raise GraphoptError("parameters of a pipeline lie on the ranks of their stages and cannot be gathered; save them")
+        raise GraphoptError(
+            "parameters of a pipeline lie on the ranks of their stages and cannot be gathered; save them"
+        )
 
     def _go_through(self, call: StepCall, schedule: Schedule) -> Progress:
         parts, compiled = self._compiled_parts(call)

@@ -60,7 +60,8 @@ def pipeline_memory(
     """Go through the actions of a rank in their order.
 
     stages: the programs of this rank's stages, each for its work. mesh: axis -> ranks. wanted: names of the model's
-    outputs that are kept. shared_axes: those whose ranks exchange through shared memory. batch_bytes: of the whole batch.
+    outputs that are kept. shared_axes: those whose ranks exchange through shared memory. batch_bytes: of the whole
+    batch.
     """
     sizes = ExampleSizes(mesh)
     parts = {
@@ -185,9 +186,7 @@ class _Rank:
     def _pass(self, stage: int, microbatch: int, key: _Key, storage: _Storage) -> None:
         self._passed.setdefault((stage, microbatch), {})[key] = self._hold(storage)
 
-    def _run(
-        self, part: _Part, kept: dict[_Key, _Storage], later: Collection[_Key]
-    ) -> list[tuple[Any, _Storage, int]]:
+    def _run(self, part: _Part, kept: dict[_Key, _Storage], later: Collection[_Key]) -> list[tuple[Any, _Storage, int]]:
         """Each result with its storage, which is held for it, and the bytes of its tensor."""
         given = {key: self._hold(kept[key]) for key in part.inputs if key[0] not in _ALWAYS}
         for key in [key for key in kept if key not in later]:

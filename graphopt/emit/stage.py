@@ -121,9 +121,7 @@ class StageRun:
     def outgoing_gradients(self, microbatch: int) -> list[bool]:
         return [crossing.has_gradient for crossing in self._programs[microbatch].sent]
 
-    def _backward(
-        self, part: str, microbatch: int, gradients: list[torch.Tensor | None]
-    ) -> list[torch.Tensor | None]:
+    def _backward(self, part: str, microbatch: int, gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
         program, kept = self._programs[microbatch], self._kept[microbatch]
         arrived = zip(program.sent, gradients, strict=False)  # behind the last stage there are none
         kept.update({(InputKind.TANGENT, crossing.name): value for crossing, value in arrived if value is not None})
