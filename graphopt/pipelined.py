@@ -214,7 +214,12 @@ class PipelinedEngine:
             dtype = self.plan.precision.compute_dtype
             call = call.with_tensors([t.to(dtype) if t.is_floating_point() else t for t in call.tensors])
         parts = microbatches(call.tensors, self.plan.microbatches)
-        self._last = parts, [self._find(call.with_tensors(part.tensors)) for part in parts]
+        found: dict[tuple[torch.Size, ...], Specialization] = {}  # all but one or two of the same
+        for part in parts:
+            shapes = tuple(tensor.shape for tensor in part.tensors)
+            if shapes not in found:
+                found[shapes] = self._find(call.with_tensors(part.tensors))
+        self._last = parts, [found[tuple(tensor.shape for tensor in part.tensors)] for part in parts]
         return self._last
 
     def _find(self, call: StepCall) -> Specialization:

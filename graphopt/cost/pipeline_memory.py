@@ -13,8 +13,8 @@ from torch import fx
 from graphopt.cost.lives import Around, inputs_of_step, lives_of
 from graphopt.cost.sizes import ExampleSizes
 from graphopt.cost.transfers import Life
-from graphopt.ir import InputKind, OutputKind, Program, facts_of
-from graphopt.ir.liveness import storage_of
+from graphopt.ir import InputKind, Output, OutputKind, Program, facts_of
+from graphopt.ir.liveness import own_results, storage_of
 from graphopt.ir.values import byte_size
 from graphopt.schedules import Action, Work
 
@@ -91,16 +91,20 @@ class _Storage:
     holders: int = 0
 
 
+_Result = tuple[Output, _Storage, int, bool]
+"""With the bytes of its tensor, and whether nothing else lies in its storage."""
+
+
 class _Part:
     """A program as the storages that it reads, makes and leaves.
 
     last_read: by input, the position of the last call that reads its storage; None for none. resident: storages that
     stay between steps. lives: of what its calls allocate. results: each with the input whose storage it lies in, or the
-    name of the call that allocates that, and with the bytes of its tensor.
+    name of the call that allocates that, with the bytes of its tensor, and whether nothing else lies in that storage.
     """
 
     def __init__(self, program: Program, mesh: Mapping[str, int], shared_axes: frozenset[str]) -> None:
-        owner = storage_of(program)
+        owner, own = storage_of(program), own_results(program)
         keys = {node: (role.kind, role.name) for role, node in zip(program.inputs, program.placeholders, strict=True)}
         calls = {node.name: node for node in program.compute_nodes()}
         lives = [
@@ -114,7 +118,7 @@ class _Part:
         self.lives = [life for life in lives if not facts_of(calls[life.owner]).resident]
         self.length = len(program.graph.nodes)
         self.results = [
-            (role, keys.get(owner[node], owner[node].name), byte_size(node.meta["val"]))
+            (role, keys.get(owner[node], owner[node].name), byte_size(node.meta["val"]), node in own)
             for role, node in zip(program.outputs, program.results, strict=True)
             if node is not None
         ]
@@ -140,7 +144,7 @@ class _Rank:
         self._wanted = wanted
         self._kept: dict[tuple[int, int], dict[_Key, _Storage]] = {}
         self._passed: dict[tuple[int, int], dict[_Key, _Storage]] = {}
-        self._sums: set[str] = set()
+        self._sums: set[tuple[int, str]] = set()
         self._total = self.resident = self.peak = resident
         self.peak_action = "before"
         self.timeline: list[tuple[str, int]] = []
@@ -154,7 +158,7 @@ class _Rank:
         kept.update(self._arrived(action, [part, *behind]))
         later = {key for each in behind for key in each.inputs}
         results = self._run(part, kept, later)
-        for role, storage, size in results:
+        for role, storage, size, is_own in results:
             match role.kind:
                 case OutputKind.USER if role.name in self._wanted:
                     self._hold(storage)
@@ -166,8 +170,8 @@ class _Rank:
                     self._pass(action.stage - 1, action.microbatch, (InputKind.TANGENT, role.name), storage)
                 case OutputKind.GRADIENT if (action.stage, role.name) not in self._sums:
                     self._sums.add((action.stage, role.name))
-                    self._hold(_Storage(size))
-        for _, storage, _ in results:
+                    self._hold(storage if is_own else _Storage(size))
+        for _, storage, *_ in results:
             self._release(storage)
         self.timeline.append((str(action), self._total))
 
@@ -186,8 +190,8 @@ class _Rank:
     def _pass(self, stage: int, microbatch: int, key: _Key, storage: _Storage) -> None:
         self._passed.setdefault((stage, microbatch), {})[key] = self._hold(storage)
 
-    def _run(self, part: _Part, kept: dict[_Key, _Storage], later: Collection[_Key]) -> list[tuple[Any, _Storage, int]]:
-        """Each result with its storage, which is held for it, and the bytes of its tensor."""
+    def _run(self, part: _Part, kept: dict[_Key, _Storage], later: Collection[_Key]) -> list[_Result]:
+        """Each result with its storage, which is held for it."""
         given = {key: self._hold(kept[key]) for key in part.inputs if key[0] not in _ALWAYS}
         for key in [key for key in kept if key not in later]:
             self._release(kept.pop(key))
@@ -203,7 +207,7 @@ class _Rank:
             last = part.last_read[key]
             reads.setdefault(part.length if last is None else last, []).append(key)
         left: dict[str, _Storage] = {}
-        results: list[tuple[Any, _Storage, int]] = []
+        results: list[_Result] = []
         for position in range(part.length):
             for life in starts.get(position, ()):
                 if life.last is None:
@@ -213,9 +217,9 @@ class _Rank:
             self._count(-ends[position])
             for key in reads.get(position, ()):
                 self._release(given.pop(key))
-        for role, source, size in part.results:
+        for role, source, size, is_own in part.results:
             storage = left.get(source) if isinstance(source, str) else given.get(source)
-            results.append((role, self._hold(storage if storage is not None else _Storage(0)), size))
+            results.append((role, self._hold(storage if storage is not None else _Storage(0)), size, is_own))
         for storage in (*left.values(), *given.values()):
             self._release(storage)
         return results

@@ -7,6 +7,7 @@ import torch
 
 from graphopt.emit.module import EmittedFunction
 from graphopt.ir import Effect, Input, InputKind, OutputKind, Program, effect_of
+from graphopt.ir.liveness import own_results
 from graphopt.runtime.messages import TensorSpec
 from graphopt.runtime.random import rank_generator
 from graphopt.runtime.reduction import UnreducedGradients
@@ -45,6 +46,7 @@ class StageProgram:
         forward = self.parts[FORWARD]
         self.is_random = any(effect_of(node) is Effect.RANDOM for node in forward.compute_nodes())
         self.updated = {role.name for role in forward.outputs if role.kind is OutputKind.BUFFER}
+        self.own_gradients = {name: _own_gradients(part) for name, part in self.parts.items()}
         self.user_outputs = [role.name for role in forward.outputs if role.kind is OutputKind.USER]
 
 
@@ -107,7 +109,8 @@ class StageRun:
         return self._backward(INPUT_GRADIENTS, microbatch, gradients)
 
     def weight_gradients(self, microbatch: int) -> None:
-        self.gradients.add(self._run(WEIGHT_GRADIENTS, microbatch)[OutputKind.GRADIENT])
+        gradients = self._run(WEIGHT_GRADIENTS, microbatch)[OutputKind.GRADIENT]
+        self.gradients.add(gradients, self._programs[microbatch].own_gradients[WEIGHT_GRADIENTS])
 
     def incoming(self, microbatch: int) -> list[TensorSpec]:
         return [crossing.spec for crossing in self._programs[microbatch].received]
@@ -129,7 +132,7 @@ class StageRun:
         tangents = self._microbatches[microbatch].tangents
         kept.update({(InputKind.TANGENT, name): tangent for name, tangent in tangents.items()})
         found = self._run(part, microbatch)
-        self.gradients.add(found[OutputKind.GRADIENT])
+        self.gradients.add(found[OutputKind.GRADIENT], program.own_gradients[part])
         self._keep(microbatch, found[OutputKind.SAVED])
         returned = found[OutputKind.RECEIVED_GRADIENT]
         return [_or_zeros(returned.get(crossing.name), crossing, program.device) for crossing in program.received]
@@ -166,6 +169,11 @@ class StageRun:
         if role.kind is InputKind.CONSTANT:
             return program.parts[FORWARD].constants[role.name]
         return program.runtime.value_of(role)
+
+
+def _own_gradients(part: Program) -> frozenset[str]:
+    own = own_results(part)
+    return frozenset(role.name for role, node in part.results_of(OutputKind.GRADIENT) if node in own)
 
 
 def _or_zeros(gradient: torch.Tensor | None, crossing: Crossing, device: torch.device) -> torch.Tensor | None:
