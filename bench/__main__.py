@@ -14,6 +14,9 @@ from rich.table import Table
 
 from bench import pipeline, pipeline_cut, pipeline_memory
 from bench.compile_time import first_steps, giant, growth, verification
+from bench.cpu_kernel_cases import CASES as CPU_KERNELS
+from bench.cpu_kernel_cases import DTYPES
+from bench.cpu_kernels import compare as compare_kernels
 from bench.disk import ENGINES, throughput
 from bench.machine import description
 from bench.memory import PLACES, POLICIES, STAGES, accuracy
@@ -224,6 +227,22 @@ def _optimizer(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _cpu_kernels(options: argparse.Namespace) -> dict[str, Any]:
+    kernels = _named(options.kernels, CPU_KERNELS, "kernel")
+    found = compare_kernels(kernels, _named(options.dtypes, DTYPES, "dtype"), options.rounds, options.threads)
+    table = Table("kernel", "shape", "dtype", "µs", "eager, times ours", "compile, times ours")
+    for case in found["cases"]:
+        ratios = (case["ratios"][name] for name in ("eager", "compile"))
+        shown = [f"{r['median']:.2f} ({r['low']:.2f}–{r['high']:.2f})" for r in ratios]
+        median = case["seconds"]["graphopt"]["median"]
+        table.add_row(case["kernel"], case["shape"], case["dtype"], f"{median * 1e6:.0f}", *shown)
+    means = Table("geometric mean, times ours", *found["means"]["eager"])
+    for name, each in found["means"].items():
+        means.add_row(name, *(f"{mean:.2f}" for mean in each.values()))
+    Console(width=160).print(table, means)
+    return found
+
+
 def _disk(options: argparse.Namespace) -> dict[str, Any]:
     found = throughput(options.folder, options.mib << 20, options.block_mib << 20, options.depth, options.rounds)
     table = Table("direction", "rival", "GB/s", "quartiles", *(f"of fio {engine}" for engine in ENGINES))
@@ -367,6 +386,13 @@ def main() -> None:
     updating.add_argument("--threads", type=int, default=os.cpu_count())
     updating.add_argument("--result", default="optimizer")
     updating.set_defaults(run=_optimizer)
+    kernels = commands.add_parser("cpu-kernels", help="kernels for the CPU beside torch, eager and compiled")
+    kernels.add_argument("--kernels", default=",".join(CPU_KERNELS))
+    kernels.add_argument("--dtypes", default=",".join(DTYPES))
+    kernels.add_argument("--rounds", type=int, default=10)
+    kernels.add_argument("--threads", type=int, default=os.cpu_count())
+    kernels.add_argument("--result", default="cpu_kernels")
+    kernels.set_defaults(run=_cpu_kernels)
     writing = commands.add_parser("disk", help="throughput of tensors in files beside fio")
     writing.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk to measure")
     writing.add_argument("--mib", type=int, default=1024, help="size of the file")

@@ -5,14 +5,11 @@
 // multiply-add exactly where torch's kernels for AVX2 and AVX-512 have one, never where the compiler would like one
 // (-ffp-contract=off).
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
+
+#include "elements.h"
 
 namespace {
-
-using bf16 = std::uint16_t;
 
 // adamw.py knows the layout of these two.
 
@@ -22,8 +19,8 @@ struct Run {  // `size` elements each, which do not overlap
     float* exp_avg;
     float* exp_avg_sq;
     bf16* copy;  // of the new parameter; may be null
-    std::int64_t size;
-    std::int64_t gradient_is_bf16;  // else it is float
+    int64_t size;
+    int64_t gradient_is_bf16;  // else it is float
 };
 
 struct Factors {
@@ -37,26 +34,7 @@ struct Factors {
     float step;  // -learning rate / (1 - beta1 ** step)
 };
 
-constexpr std::int64_t chunk_size = 1 << 14;         // elements that a thread takes at a time
-constexpr std::int64_t least_for_threads = 1 << 15;  // fewer are done before other threads have woken up
-
-inline float widened(float value) { return value; }
-
-inline float widened(bf16 value) {
-    const std::uint32_t bits = std::uint32_t{value} << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-// To nearest, ties to even; a nan stays one of the same sign.
-inline bf16 narrowed(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const std::uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const std::uint32_t quiet_nan = (bits >> 16) | 0x40;
-    return static_cast<bf16>((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
-}
+constexpr int64_t chunk_size = 1 << 14;  // elements that a thread takes at a time
 
 template <bool has_fma>
 inline float multiply_add(float a, float b, float c) {
@@ -65,7 +43,7 @@ inline float multiply_add(float a, float b, float c) {
 }
 
 template <bool has_fma, typename Gradient, bool has_copy>
-__attribute__((always_inline)) inline void update(const Run& run, std::int64_t begin, std::int64_t end, const Factors& f) {
+__attribute__((always_inline)) inline void update(const Run& run, int64_t begin, int64_t end, const Factors& f) {
     float* __restrict parameter = run.parameter;
     float* __restrict exp_avg = run.exp_avg;
     float* __restrict exp_avg_sq = run.exp_avg_sq;
@@ -75,7 +53,7 @@ __attribute__((always_inline)) inline void update(const Run& run, std::int64_t b
     const bool from_old = std::fabs(f.exp_avg_new) < 0.5f;
     const float weight = from_old ? f.exp_avg_new : f.exp_avg_new - 1;
 #pragma omp simd
-    for (std::int64_t i = begin; i < end; ++i) {
+    for (int64_t i = begin; i < end; ++i) {
         const float g = widened(gradient[i]) * f.gradient_scale;
         const float old = exp_avg[i];
         const float m = multiply_add<has_fma>(weight, g - old, from_old ? old : g);
@@ -85,11 +63,11 @@ __attribute__((always_inline)) inline void update(const Run& run, std::int64_t b
         exp_avg[i] = m;
         exp_avg_sq[i] = v;
         parameter[i] = p;
-        if constexpr (has_copy) copy[i] = narrowed(p);
+        if constexpr (has_copy) copy[i] = narrowed<bf16>(p);
     }
 }
 
-using Update = void (*)(const Run&, std::int64_t, std::int64_t, const Factors&);
+using Update = void (*)(const Run&, int64_t, int64_t, const Factors&);
 
 #ifdef __FP_FAST_FMAF
 constexpr bool baseline_has_fma = true;
@@ -98,20 +76,20 @@ constexpr bool baseline_has_fma = false;
 #endif
 
 template <typename Gradient, bool has_copy>
-void update_baseline(const Run& run, std::int64_t begin, std::int64_t end, const Factors& f) {
+void update_baseline(const Run& run, int64_t begin, int64_t end, const Factors& f) {
     update<baseline_has_fma, Gradient, has_copy>(run, begin, end, f);
 }
 
 #ifdef __x86_64__
 template <typename Gradient, bool has_copy>
 __attribute__((target("avx2,fma"))) void update_avx2(
-    const Run& run, std::int64_t begin, std::int64_t end, const Factors& f) {
+    const Run& run, int64_t begin, int64_t end, const Factors& f) {
     update<true, Gradient, has_copy>(run, begin, end, f);
 }
 
 template <typename Gradient, bool has_copy>
 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void update_avx512(
-    const Run& run, std::int64_t begin, std::int64_t end, const Factors& f) {
+    const Run& run, int64_t begin, int64_t end, const Factors& f) {
     update<true, Gradient, has_copy>(run, begin, end, f);
 }
 #endif
@@ -149,16 +127,16 @@ extern "C" {
 int adamw_level() { return widest(); }
 
 // level: at most what `adamw_level` returns; threads: how many share the work, one at least.
-void adamw(const Run* runs, std::int64_t count, const Factors* factors, int level, int threads) {
-    std::int64_t total = 0;
-    for (std::int64_t r = 0; r < count; ++r) total += runs[r].size;
+void adamw(const Run* runs, int64_t count, const Factors* factors, int level, int threads) {
+    int64_t total = 0;
+    for (int64_t r = 0; r < count; ++r) total += runs[r].size;
 #pragma omp parallel num_threads(threads) if (total >= least_for_threads)
-    for (std::int64_t r = 0; r < count; ++r) {
+    for (int64_t r = 0; r < count; ++r) {
         const Run& run = runs[r];
         const Update update_chunk = chosen(run, level);
         // Without a barrier, so that many small runs keep all threads busy.
 #pragma omp for schedule(dynamic) nowait
-        for (std::int64_t begin = 0; begin < run.size; begin += chunk_size) {
+        for (int64_t begin = 0; begin < run.size; begin += chunk_size) {
             update_chunk(run, begin, std::min(begin + chunk_size, run.size), *factors);
         }
     }

@@ -4,7 +4,7 @@ The cache is the folder ``$GRAPHOPT_CACHE``, else ``$XDG_CACHE_HOME/graphopt``, 
 named by a hash of all it is made from, so nothing in the folder is ever stale, and any of it may be deleted.
 
 Sources take pointers and sizes and include no header of torch: they compile in a second, and fit every version of it.
-They choose among instruction sets when they run, so that one library serves all machines of an architecture.
+Headers are those beside a source: a library is built again when any of them changes.
 """
 
 import ctypes
@@ -97,7 +97,8 @@ def _built(source: Path, compiler: Compiler) -> Path:
 
 def _key(source: Path, command: list[str], flags: tuple[str, ...]) -> str:
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
-    identity = repr((source.read_bytes(), command, version, flags, platform.machine()))
+    headers = [(header.name, header.read_bytes()) for header in sorted(source.parent.glob("*.h"))]
+    identity = repr((source.read_bytes(), headers, command, version, flags, platform.machine()))
     return hashlib.sha256(identity.encode()).hexdigest()[:20]
 
 

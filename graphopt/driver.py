@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -19,7 +20,7 @@ from graphopt.emit.module import EmittedFunction
 from graphopt.engine import Engine, Specialization
 from graphopt.errors import GraphoptError, PlanError
 from graphopt.ir.collectives import collective_calls
-from graphopt.lowering import Layouts, device_of, lower, unreduced_backward
+from graphopt.lowering import Layouts, lower, unreduced_backward
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass
 from graphopt.pipelined import PipelinedEngine
@@ -29,13 +30,15 @@ from graphopt.planned_schedule import planned_schedule
 from graphopt.runtime.agreement import Statement, agree
 from graphopt.runtime.collectives import Collectives
 from graphopt.runtime.copies import Copies
+from graphopt.runtime.initialize import compute_buffers
 from graphopt.runtime.mesh import device_mesh, stage_mesh, world_size
 from graphopt.runtime.parameters import accept_whole_state, choose_layouts, lay_out, move_parameters, replicate, slots
 from graphopt.runtime.peers import peers_of
 from graphopt.runtime.stage_parameters import leave_to_stages
 from graphopt.runtime.state import Runtime
+from graphopt.runtime.unloaded import home, leave_meta, note_loaded, persistent, without_values
 from graphopt.schedules import Schedule
-from graphopt.stages import Site, compile_stage
+from graphopt.stages import Site, compile_stages
 
 
 def compile(
@@ -44,6 +47,7 @@ def compile(
     *,
     example_inputs: tuple[Any, ...] | dict[str, Any] | None = None,
     loss: Loss | None = None,
+    device: torch.device | str | None = None,
     registry: Mapping[str, type[Pass]] = REGISTRY,
 ) -> nn.Module:
     """Rewrite `model` in place to run as `plan` says, and return it.
@@ -52,6 +56,9 @@ def compile(
     example_inputs: positional (tuple) or keyword (dict) arguments of a call to compile for at once; without them the
         first call is captured.
     loss: (what the model returns, the target that `train_step` is given) -> a scalar, for a model without a loss.
+    device: for a model on the meta device, where it shall be; by default where torch makes tensors. It gets no more
+        bytes than lie on this rank, and values by `load_weights`, `init_weights` or `load_state_dict`. Buffers that are
+        not persistent get theirs now, by their module's `reset_parameters` or, in Transformers, `_init_weights`.
     registry: the passes that the plan's pipeline may name.
     Parameters become DTensors under their own names when there is more than one rank; every rank starts from the
     values of the first. Where the plan splits layers they stay whole until a call is compiled, for that decides along
@@ -65,18 +72,25 @@ def compile(
         raise GraphoptError(f"this {type(model).__name__} is compiled already; compile a fresh one for another plan")
     resolved = as_plan(plan).resolve(world_size())
     planned_pipeline(resolved, registry)
-    device = device_of(model)
+    device = home(model, device)
     moves_state = resolved.offload is not None and resolved.offload.state
-    if moves_state and device.type not in ("cpu", "meta"):
+    if moves_state and device.type != "cpu":
         raise PlanError(f"offload.state is for parameters on the CPU, these are on {device}; say offload.state=false")
     mesh = device_mesh(resolved, device)
     agree(_statement(model, resolved), None if mesh is None else dist.group.WORLD)
     replicas = None if mesh is None else stage_mesh(mesh, resolved)
+    unloaded = without_values(model)
+    if unloaded:
+        computed = unloaded - persistent(model).keys()
+        leave_meta(model, device, parameters=replicas is None)
+        compute_buffers(model, computed, device)
+        unloaded -= computed
     if replicas is not None:
-        replicate(model, replicas)
+        replicate(model, replicas, device)
         accept_whole_state(model)
+    note_loaded(model, unloaded)
     collectives = Collectives(_groups(replicas), device, share_memory=resolved.transport == "auto")
-    runtime = Runtime(slots(model), collectives, Copies(device, _folder(resolved)))
+    runtime = Runtime(slots(model), collectives, Copies(device, _folder(resolved)), unloaded)
     rank = 0 if replicas is None else replicas.get_local_rank(resolved.data_parallel_axis)
     site = Site(model, resolved, runtime, rank, device, registry)
     engine: Engine | PipelinedEngine
@@ -117,8 +131,8 @@ def _pipelined_engine(site: Site, mesh: DeviceMesh, loss: Loss | None) -> Pipeli
     group = mesh.get_group(plan.pipeline_axis)
     peers = peers_of(group, site.device, alarm.look, share_memory=plan.transport == "auto")
     settle = functools.partial(_settle_stages, site, mesh, schedule)
-    compile_one = functools.partial(compile_stage, site, schedule)
-    return PipelinedEngine(site.model, plan, site.runtime, mesh, schedule, compile_one, settle, peers, loss)
+    compile_own = functools.partial(compile_stages, site, schedule)
+    return PipelinedEngine(site.model, plan, site.runtime, mesh, schedule, compile_own, settle, peers, loss)
 
 
 def _settle_stages(site: Site, mesh: DeviceMesh, schedule: Schedule, layouts: Layouts) -> None:
@@ -150,8 +164,8 @@ def as_plan(plan: Plan | str | None) -> Plan:
 
 def _statement(model: nn.Module, plan: Plan) -> Statement:
     """What all ranks must have in common before the first of them is sharded."""
-    described = [f"{name}: {p.dtype} {tuple(p.shape)} {p.requires_grad}" for name, p in model.named_parameters()]
-    described += [f"{name}: {b.dtype} {tuple(b.shape)}" for name, b in model.named_buffers()]
+    described = [f"{_described(name, p)} {p.requires_grad}" for name, p in model.named_parameters()]
+    described += [_described(name, buffer) for name, buffer in model.named_buffers()]
     return Statement(
         {
             "plan": str(plan),
@@ -159,6 +173,10 @@ def _statement(model: nn.Module, plan: Plan) -> Statement:
             "tensors": "\n".join(described),
         }
     )
+
+
+def _described(name: str, tensor: torch.Tensor) -> str:
+    return f"{name}: {tensor.dtype} {tuple(tensor.shape)}{' on meta' if tensor.is_meta else ''}"
 
 
 def _specialize(

@@ -24,6 +24,7 @@ from graphopt.microbatches import joined, microbatches
 from graphopt.plan import Plan
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree
+from graphopt.runtime.clipping import clip_grad_norm_
 from graphopt.runtime.outputs import put_together
 from graphopt.runtime.parameters import whole_parameters
 from graphopt.runtime.reduction import UnreducedGradients, reduce_gradients
@@ -93,6 +94,7 @@ class Engine:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._eager or torch.compiler.is_exporting():
             return call_uncompiled(self.model, *args, **kwargs)
+        self.runtime.require_values()
         try:
             tensors, spec = flatten_call(args, kwargs)
         except CaptureError as error:
@@ -238,6 +240,7 @@ class Engine:
         if self._eager:
             yield
             return
+        self.runtime.require_values()
         whole = {} if self._group is None else whole_parameters(self.model)
         self._eager = True
         try:
@@ -245,6 +248,12 @@ class Engine:
                 yield
         finally:
             self._eager = False
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> torch.Tensor:
+        device = self.runtime.collectives.device
+        return clip_grad_norm_(
+            self.model, max_norm, norm_type, error_if_nonfinite, lambda name: True, self._group, device
+        )
 
     def gather_during(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """`method` of the model with its parameters gathered while it runs: it calls the model in ways of its own."""

@@ -58,6 +58,7 @@ def lower(
     decided: Layouts | None = None,
     layouts: Layouts | None = None,
     seeded: tuple[bool, ...] | None = None,
+    stage: int = 0,
     shared_axes: frozenset[str] = frozenset(),
     observer: Observer | None = None,
     registry: Mapping[str, type[Pass]] = REGISTRY,
@@ -67,16 +68,18 @@ def lower(
     decided: how the parameters lie already; by default that is decided here.
     layouts: where it can be seen, after each pass, how the program takes parameters to lie; empty.
     seeded: for each user output, whether a gradient arrives there; by default the scalar ones (a loss), or all.
+    stage: which, if the plan cuts the model into several.
     shared_axes: mesh axes whose ranks exchange through shared memory, which decides what buffers they need.
     observer: called after capture and after each pass with a record and the program.
     registry: the passes that the plan's pipeline may name.
     """
     started = time.perf_counter()
-    pipeline = planned_pipeline(plan, registry, authored_styles(model))
+    pipeline = planned_pipeline(plan, registry, authored_styles(model), stage)
     layouts = {} if layouts is None else layouts
     layouts.update(choose_layouts(model, plan))
     captured = capture_call(model, StepCall.plain(args, kwargs), plan)
     program = captured.program
+    returned = [role.name for role, _ in program.results_of(OutputKind.USER)]
     before = Snapshot(program)
     if observer is not None:
         observer(PassRecord.of_capture(program, time.perf_counter() - started), program)
@@ -85,7 +88,7 @@ def lower(
     context = context_of(captured, plan, layouts, seeded, device_of(model), shared_axes, decided)
     forward_graph = program.module
     records = pipeline.run(program, context, verify=plan.verify, observer=observer)
-    seeded, missed = _reached(program, seeded)
+    seeded, missed = _reached(program, returned, seeded)
     if missed:
         return lower(
             model,
@@ -95,6 +98,7 @@ def lower(
             decided=decided,
             layouts=layouts,
             seeded=missed,
+            stage=stage,
             shared_axes=shared_axes,
             observer=observer,
             registry=registry,
@@ -191,11 +195,17 @@ def _seeded_names(program: Program, seeded: tuple[bool, ...]) -> frozenset[str]:
     return frozenset(name for name, flag in zip(users, seeded, strict=True) if flag)
 
 
-def _reached(program: Program, seeded: tuple[bool, ...]) -> tuple[tuple[bool, ...], tuple[bool, ...] | None]:
-    """Which of the seeded outputs lead back to a parameter; and, if none does, those outputs that would."""
-    users = [role.requires_grad for role, _ in program.results_of(OutputKind.USER)]
+def _reached(
+    program: Program, returned: list[str], seeded: tuple[bool, ...]
+) -> tuple[tuple[bool, ...], tuple[bool, ...] | None]:
+    """Which of the seeded outputs lead back to a parameter; and, if none does, those outputs that would.
+
+    returned: the model's outputs; those that other stages of a pipeline make are taken to be reached.
+    """
+    found = {role.name: role.requires_grad for role, _ in program.results_of(OutputKind.USER)}
+    users = tuple(found.get(name, True) for name in returned)
     reached = tuple(flag and requires for flag, requires in zip(seeded, users, strict=True))
-    return reached, tuple(users) if any(seeded) and not any(reached) and any(users) else None
+    return reached, users if any(seeded) and not any(reached) and any(users) else None
 
 
 def unreduced_backward(

@@ -1,4 +1,4 @@
-"""The nearest valid choice, for messages."""
+"""The nearest valid choice, and long lists, for messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,5 +14,11 @@ def nearest(given: str, choices: Iterable[str], prefix: str = "") -> str:
         return f"the nearest is '{prefix}{close[0]}'"
     if not known:
         return "there is none to choose"
+    return "choose from " + listed(prefix + choice for choice in known)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first twelve names, and how many more there are."""
+    known = list(names)
     rest = f" and {len(known) - _MOST} more" if len(known) > _MOST else ""
-    return "choose from " + ", ".join(prefix + choice for choice in known[:_MOST]) + rest
+    return ", ".join(known[:_MOST]) + rest

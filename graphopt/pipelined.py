@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from graphopt._torch import compiled_call
+from graphopt._torch import compiled_call, reparametrized
 from graphopt.capture.call import Loss, StepCall
 from graphopt.capture.guards import AttributeGuard, CallKey, ModelState
 from graphopt.capture.structure import Template
@@ -32,9 +32,10 @@ from graphopt.microbatches import Part, joined, microbatches
 from graphopt.plan import Plan
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree, exchanged
+from graphopt.runtime.clipping import clip_grad_norm_
 from graphopt.runtime.execute import run
 from graphopt.runtime.messages import TensorSpec
-from graphopt.runtime.parameters import gradient_for
+from graphopt.runtime.parameters import gradient_for, whole_parameter, whole_parameters
 from graphopt.runtime.peers import Peers
 from graphopt.runtime.reduction import reduce_gradients
 from graphopt.runtime.state import Runtime
@@ -88,14 +89,14 @@ class Progress:
     runs: Mapping[int, StageRun]
 
 
-CompileStage = Callable[[StepCall, int], CompiledStage]
+CompileStages = Callable[[StepCall, Sequence[int]], Mapping[int, CompiledStage]]
 Settle = Callable[[Mapping[str, ParameterLayout]], None]
 
 
 class PipelinedEngine:
     """The steps of a model that is cut into stages. A call of the model itself is an error: no rank has all of it.
 
-    mesh: of all axes. schedule: of a step. compile_stage: compiles one stage for a call. settle: has the parameters lie
+    mesh: of all axes. schedule: of a step. compile_stages: compiles stages for a call. settle: has the parameters lie
     as the first compilation took them to. peers: the ranks of the pipeline.
     """
 
@@ -106,7 +107,7 @@ class PipelinedEngine:
         runtime: Runtime,
         mesh: DeviceMesh,
         schedule: Schedule,
-        compile_stage: CompileStage,
+        compile_stages: CompileStages,
         settle: Settle,
         peers: Peers,
         loss: Loss | None,
@@ -119,14 +120,15 @@ class PipelinedEngine:
         self._last: tuple[list[Part], list[Specialization]] | None = None
         self._group = mesh.get_group(plan.pipeline_axis)
         self._rank = mesh.get_local_rank(plan.pipeline_axis)
-        self._compile_stage = compile_stage
+        self._compile_stages = compile_stages
         self._settle = settle
         self._peers = peers
         self._state = ModelState(model)
+        self._eager = False
         self._known: dict[tuple[CallKey, tuple[torch.Size, ...]], Specialization] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting():
+        if self._eager or torch.compiler.is_exporting():
             return call_uncompiled(self.model, *args, **kwargs)
         raise GraphoptError(
             f"this {type(self.model).__name__} is cut into {self.schedule.stages} stages, so no rank can call all of "
@@ -145,7 +147,6 @@ class PipelinedEngine:
             parameter = self.runtime.slots[name].get()
             ours = gradient_for(parameter, gradient, self.runtime.layout_of(name))
             parameter.grad = ours if parameter.grad is None else parameter.grad + ours
-        self.runtime.resident.invalidate()
         loss = progress.compiled[0].any_stage.loss
         mean = self._joined(progress, loss, everywhere=True) if loss is not None else None
         assert mean is not None
@@ -187,12 +188,50 @@ class PipelinedEngine:
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         raise GraphoptError("a step of a pipeline reduces gradients once; say pipeline.microbatches for more of them")
 
-    def gathered(self) -> contextlib.AbstractContextManager[None]:
-        raise GraphoptError(
-            "parameters of a pipeline lie on the ranks of their stages and cannot be gathered; save them"
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Parameters of all stages whole and plain on every rank, calls uncompiled, until the context ends."""
+        if self._eager:
+            yield
+            return
+        self.runtime.require_values()
+        whole = whole_parameters(self.model, whole_parameter if self.runtime.layouts is None else self._gathered)
+        self._eager = True
+        try:
+            with reparametrized(self.model, whole):
+                yield
+        finally:
+            self._eager = False
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> torch.Tensor:
+        device = self.runtime.collectives.device
+        return clip_grad_norm_(
+            self.model,
+            max_norm,
+            norm_type,
+            error_if_nonfinite,
+            lambda name: self._owner(name) == self._rank,
+            _world(),
+            device,
         )
 
+    def _owner(self, name: str) -> int:
+        """The first of the ranks along the pipeline that have a parameter."""
+        return min(self.schedule.rank_of_stage[stage] for stage in self.runtime.layout_of(name).stages)
+
+    def _gathered(self, name: str, parameter: nn.Parameter) -> torch.Tensor:
+        """All of a parameter, from the ranks of its stages."""
+        owner = self._owner(name)
+        if owner == self._rank:
+            value = whole_parameter(name, parameter).detach().contiguous()
+        else:
+            value = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.runtime.collectives.device)
+        if value.numel():
+            dist.broadcast(value, dist.get_global_rank(self._group, owner), self._group)
+        return value
+
     def _go_through(self, call: StepCall, schedule: Schedule) -> Progress:
+        self.runtime.require_values()
         parts, compiled = self._compiled_parts(call)
         batches = [
             Microbatch(
@@ -205,7 +244,9 @@ class PipelinedEngine:
         wanted = compiled[0].any_stage.wanted
         runs = {stage: StageRun([each.stages[stage].program for each in compiled], batches, wanted) for stage in own}
         rows = steps(schedule)
+        resident = self.runtime.resident
         run(rows[self._rank], runs, schedule.rank_of_stage, self._peers, self.runtime.collectives.alarm)
+        resident.release() if self.plan.gathers_once_a_step else resident.invalidate()
         return Progress(parts, compiled, runs)
 
     def _compiled_parts(self, call: StepCall) -> tuple[list[Part], list[Specialization]]:
@@ -232,7 +273,7 @@ class PipelinedEngine:
     def _compiled(self, call: StepCall) -> Specialization:
         """Compile this rank's stages, and make sure that all ranks go on together with stages that fit."""
         try:
-            stages = {stage: self._compile_stage(call, stage) for stage in self.schedule.stages_of(self._rank)}
+            stages = self._compile_stages(call, self.schedule.stages_of(self._rank))
         except Exception as error:
             with contextlib.suppress(RankMismatchError):  # it tells the other ranks; here the cause is known
                 agree(Statement({}, f"{type(error).__name__}: {error}"), dist.group.WORLD)

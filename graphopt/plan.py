@@ -138,6 +138,11 @@ class Plan:
         return self.mesh.get(self.pipeline_axis, 1)
 
     @property
+    def gathers_once_a_step(self) -> bool:
+        """Whether parameters are shards between the steps of a pipeline, and whole throughout one."""
+        return self.zero.stage == 3 and self.pipeline_ranks > 1 and self.pipeline.gather == "step"
+
+    @property
     def microbatches(self) -> int:
         """Parts of the batch that a step goes through, in a resolved plan."""
         asked, ranks = self.pipeline.microbatches, self.pipeline_ranks

@@ -246,7 +246,8 @@ class Stages:
     memory: bytes that a stage may hold of parameters, gradients, optimizer state and saved values, or text such as
         ``"70GiB"``; None for any number.
     send: bytes of a microbatch that may cross one cut, or such text; None for any number.
-    gather: when ZeRO 3 gathers parameters: for each ``"microbatch"`` anew, or once a ``"step"``.
+    gather: when ZeRO 3 gathers the parameters of a stage: for each ``"microbatch"`` anew, or once a ``"step"``, which
+        moves fewer bytes and holds them meanwhile.
     outputs: the ranks that `eval_step` gives what the model returns: ``"all"``, or those of the ``"last"`` stage, which
         spares the way back.
     """

@@ -142,4 +142,5 @@ def _styles_text(patterns: Mapping[str, str], prefix: str) -> list[str]:
 def _zero_text(plan: Plan) -> str:
     kept = plan.zero.keep_gathered
     patterns = "*" if kept is True else "|".join(kept or ())
-    return f"zero{{stage={plan.zero.stage}" + (f",keep={patterns}" if patterns else "") + "}"
+    stage = 2 if plan.gathers_once_a_step else plan.zero.stage  # what is gathered outlasts a microbatch
+    return f"zero{{stage={stage}" + (f",keep={patterns}" if patterns else "") + "}"

@@ -1,11 +1,12 @@
-"""A call of a model -> one stage of its pipeline: capture -> passes, `cut` among them -> emit."""
+"""A call of a model -> stages of its pipeline: capture -> passes, `cut` among them -> emit."""
 
+import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from graphopt.capture.authored import authored_styles
 from graphopt.capture.call import StepCall, loss_of
@@ -15,8 +16,9 @@ from graphopt.emit.executor import emit_functions
 from graphopt.emit.split import split, split_backward
 from graphopt.emit.stage import BACKWARD, FORWARD, INPUT_GRADIENTS, WEIGHT_GRADIENTS, Crossing, StageProgram
 from graphopt.errors import PassError
-from graphopt.ir import InputKind, OutputKind, Program
+from graphopt.ir import Input, InputKind, Output, OutputKind, Program
 from graphopt.ir.collectives import collective_calls
+from graphopt.ir.snapshot import Snapshot
 from graphopt.lowering import capture_call, context_of, reported
 from graphopt.passes.base import Pass
 from graphopt.pipelined import CompiledStage
@@ -40,19 +42,40 @@ class Site:
     registry: Mapping[str, type[Pass]]
 
 
-def compile_stage(site: Site, schedule: Schedule, call: StepCall, stage: int) -> CompiledStage:
-    """Compile one stage for microbatches like those of `call`; in training, where autograd is on, with its backward."""
+def compile_stages(site: Site, schedule: Schedule, call: StepCall, stages: Sequence[int]) -> dict[int, CompiledStage]:
+    """Compile stages for microbatches like `call`; in training, where autograd is on, with their backward.
+
+    The model is captured once, on whatever device it is: of other stages nothing is ever computed or allocated.
+    """
+    attributes = AttributeGuard(ModelState(site.model), site.model.forward)
+    captured = capture_call(site.model, call, site.plan)
+    attributes.forget_changed()
+    outputs = _outputs(captured.program)
+    loss = _loss_name(captured, outputs) if torch.is_grad_enabled() else None
+    shared = _Shared(captured, Snapshot(captured.program), outputs, loss)
+    return {stage: _compile_stage(site, schedule, shared, attributes, stage) for stage in stages}
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all stages are made from. loss: the name, among the outputs, of that at which the gradient arrives."""
+
+    captured: Capture
+    before: Snapshot
+    outputs: Mapping[str, TensorSpec]
+    loss: str | None
+
+
+def _compile_stage(
+    site: Site, schedule: Schedule, shared: _Shared, attributes: AttributeGuard, stage: int
+) -> CompiledStage:
     started = time.perf_counter()
     model, plan, decided = site.model, site.plan, site.runtime.layouts
-    attributes = AttributeGuard(ModelState(model), model.forward)
     pipeline = planned_pipeline(plan, site.registry, authored_styles(model), stage)
     layouts = choose_layouts(model, plan)
-    captured = capture_call(model, call, plan)
-    attributes.forget_changed()
+    captured = dataclasses.replace(shared.captured, program=shared.before.restored())
     program = captured.program
-    outputs = _outputs(program)
-    loss = _loss_name(captured, outputs) if torch.is_grad_enabled() else None
-    seeded = tuple(name == loss for name in outputs)
+    seeded = tuple(name == shared.loss for name in shared.outputs)
     shared_axes = site.runtime.collectives.shared_axes
     context = context_of(captured, plan, layouts, seeded, site.device, shared_axes, decided, reduce=False)
     forward_graph = program.module
@@ -66,10 +89,8 @@ def compile_stage(site: Site, schedule: Schedule, call: StepCall, stage: int) ->
         program=StageProgram(
             parts=parts,
             functions=emitted.functions,
-            received=[
-                _crossing(role.name, role.requires_grad, node) for role, node in program.nodes_of(InputKind.RECEIVED)
-            ],
-            sent=[_crossing(role.name, role.requires_grad, node) for role, node in program.results_of(OutputKind.SENT)],
+            received=_crossings(program.nodes_of(InputKind.RECEIVED)),
+            sent=_crossings(program.results_of(OutputKind.SENT)),
             runtime=site.runtime,
             rank=site.rank,
             ranks=plan.data_parallel_ranks,
@@ -79,8 +100,8 @@ def compile_stage(site: Site, schedule: Schedule, call: StepCall, stage: int) ->
         attributes=attributes,
         names=captured.names,
         template=captured.output,
-        outputs=outputs,
-        loss=loss,
+        outputs=shared.outputs,
+        loss=shared.loss,
         collectives="\n".join(line for part in parts.values() for line in collective_calls(part)),
         layouts=layouts,
     )
@@ -109,6 +130,9 @@ def _parts(program: Program, schedule: Schedule) -> dict[str, Program]:
     return {FORWARD: halves.forward, BACKWARD: halves.backward, INPUT_GRADIENTS: first, WEIGHT_GRADIENTS: second}
 
 
-def _crossing(name: str, has_gradient: bool, node: torch.fx.Node | None) -> Crossing:
-    assert node is not None
-    return Crossing(name, TensorSpec.of(node.meta["val"]), has_gradient)
+def _crossings(values: Iterable[tuple[Input | Output, fx.Node | None]]) -> list[Crossing]:
+    return [
+        Crossing(role.name, TensorSpec.of(node.meta["val"]), role.requires_grad)
+        for role, node in values
+        if node is not None
+    ]

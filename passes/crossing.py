@@ -1,5 +1,6 @@
 """Where a forward graph may be cut into stages, and what crosses each line between two calls."""
 
+import itertools
 import operator
 from functools import cached_property
 
@@ -80,10 +81,16 @@ class Row:
 
     @cached_property
     def narrow(self) -> NDArray[np.int64]:
-        """The lines, in order, over which no more goes than over those beside them; the first of several alike."""
-        sizes = np.where(self.crossing_bytes < 0, np.iinfo(np.int64).max, self.crossing_bytes)
-        inner = sizes[1:-1]
-        return 1 + np.flatnonzero((inner < sizes[:-2]) & (inner <= sizes[2:]))
+        """Of the lines between any two calls that read parameters, one behind the other, that over which least goes."""
+        parameters = self._parameters.keys()
+        readers = [i for i, node in enumerate(self.calls) if not parameters.isdisjoint(node.all_input_nodes)]
+        found = [self.narrowest(first + 1, last) for first, last in itertools.pairwise(readers)]
+        return np.array([line for line in found if self.crossing_bytes[line] >= 0], dtype=np.int64)
+
+    def narrowest(self, first: int, last: int) -> int:
+        """Of the lines from `first` to `last` that over which least goes; the first of several alike."""
+        sizes = self.crossing_bytes[first : last + 1]
+        return first + int(np.argmin(np.where(sizes < 0, np.iinfo(np.int64).max, sizes)))
 
     def seconds(self, hardware: Hardware) -> NDArray[np.float64]:
         """[calls]: what each call takes in a step, its backward included."""

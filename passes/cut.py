@@ -9,8 +9,6 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from graphopt.cost.balance import balanced
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir import InputKind, Level, ParameterLayout, Program, facts_of
@@ -149,8 +147,7 @@ def _as_decided(row: Row, decided: Mapping[str, ParameterLayout], stages: int) -
     for stage in range(1, stages):
         first = max([*places, *(place for place, its in read if max(its) < stage)], default=0) + 1
         last = min([place for place, its in read if min(its) >= stage], default=len(row.calls) - 1)
-        sizes = row.crossing_bytes[first : last + 1]
-        places.append(first + int(np.argmin(np.where(sizes < 0, np.iinfo(np.int64).max, sizes))))
+        places.append(row.narrowest(first, last))
     return places
 
 

@@ -19,7 +19,8 @@ FLOORS = [
     {"offload", "cost", "capture", "triton_kernels", "verify"},
     {"passes"},
     {"emit", "report"},
-    {"engine"},
+    {"engine", "microbatches", "pipelined"},
+    {"planned", "planned_schedule", "lowering", "stages"},
     {"driver"},
     {"inspect", "examples", "integrations"},
 ]
@@ -38,7 +39,8 @@ def _room(module: str) -> str | None:
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    linked = [path for room in ("passes", "cuda_ext") for path in sorted((ROOT / room).glob("*.py"))]
+    rooms = ("passes", "cuda_ext", "triton_kernels")
+    linked = [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
     for path in sorted((ROOT / "graphopt").rglob("*.py")) + linked:
         relative = path.relative_to(ROOT)
         inside = relative.parts[1:] if relative.parts[0] == "graphopt" else relative.parts
@@ -74,6 +76,15 @@ def test_private_torch_names_live_in_one_file(room: str, path: Path) -> None:
         assert not re.findall(
             r"(?:^|[^.\w])torch(?!\.ops)(?:\.\w+)*\._(?!_)\w*|from torch[.\w]*\._\w+ import", path.read_text()
         )
+
+
+@pytest.mark.parametrize(("room", "path"), [pytest.param(r, p, id=str(p.relative_to(ROOT))) for r, p in _files()])
+def test_triton_is_optional_and_its_private_names_live_in_one_file(room: str, path: Path) -> None:
+    if path.name == "_triton.py":
+        return
+    imported = {module for module in _imports(path) if module.partition(".")[0] == "triton"}
+    assert imported <= {"triton", "triton.language"}
+    assert not imported or path.name == "kernel.py", "what is imported without triton imports it"
 
 
 def test_bare_folder_names_are_never_imported() -> None:

@@ -30,7 +30,7 @@ class StepCall:
         batch: as `as_call` takes it. Raises GraphoptError for a target that no loss function takes.
         """
         if target is not None and loss is None:
-            raise GraphoptError("there is a target, but no loss that takes it; say graphopt.compile(..., loss=function)")
+            raise GraphoptError("there is a target, but no loss that takes it; give graphopt.compile a loss")
         args, kwargs = as_call(batch)
         if loss is None or target is None:
             return cls.plain(args, kwargs)
@@ -108,7 +108,8 @@ def loss_of(output: Any) -> torch.Tensor:
     for found in (named, first):
         if isinstance(found, torch.Tensor) and found.dim() == 0 and found.is_floating_point():
             return found
+    kind = "tensor that is no scalar" if isinstance(output, torch.Tensor) else f"{type(output).__name__} without a loss"
     raise GraphoptError(
-        f"the model returns a {type(output).__name__} without a loss; return a scalar, name it loss, or say "
+        f"the model returns a {kind}; return a scalar, name it loss, or say "
         "graphopt.compile(..., loss=function) and give train_step a target"
     )

@@ -178,6 +178,12 @@ def _attend_backward(gradient: torch.Tensor, query: torch.Tensor, *others: Any, 
     return _attention_backward(gradient, query, keys, values) * (2 * int(ranks) + 1) // 4
 
 
+def _linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, *others: Any, **_: Any) -> int:
+    """A product for the logits, and one for each gradient that is asked for."""
+    of_hidden, of_weight = others[-2:]
+    return int(2 * hidden.numel() * weight.shape[0] * (1 + of_hidden + of_weight))
+
+
 _ATTENTION = (
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_scaled_dot_product_efficient_attention",
@@ -200,6 +206,7 @@ _FORMULAS: Mapping[str, Callable[..., int]] = {
     "graphopt::attend_backward": _attend_backward,
     "graphopt::grouped_mm": _grouped_multiplication,
     "graphopt::grouped_outer": _grouped_multiplication,
+    "graphopt::linear_cross_entropy": _linear_cross_entropy,
     "transformers::grouped_mm_fallback": _grouped_multiplication,
     "transformers::grouped_mm_fallback_backward": _grouped_multiplication_backward,
 }

@@ -11,6 +11,7 @@ from graphopt.dimensions import (
     attention,
     convolution,
     elementwise,
+    kernels,
     lookup,
     matrix,
     moves,
@@ -32,6 +33,7 @@ _RULES: Mapping[object, Rule] = {
     **convolution.RULES,
     **moves.RULES,
 }
+_BY_NAME: Mapping[str, Rule] = {**matrix.BY_NAME, **kernels.BY_NAME}
 
 
 def signature_of(node: fx.Node) -> Signature | None:
@@ -58,7 +60,7 @@ def _of_floats(node: fx.Node, signature: Signature) -> tuple[frozenset[int], ...
 
 
 def _rule_of(target: OpOverload) -> Rule | None:
-    rule = _RULES.get(target.overloadpacket) or matrix.BY_NAME.get(target.name().partition(".")[0])
+    rule = _RULES.get(target.overloadpacket) or _BY_NAME.get(target.name().partition(".")[0])
     if rule is None and torch.Tag.pointwise in target.tags:
         drawn = torch.Tag.nondeterministic_seeded in target.tags
         return elementwise.random if drawn else elementwise.elementwise

@@ -22,6 +22,7 @@ from graphopt.inspect.views import memory as memory_view
 from graphopt.inspect.views import parameters as parameters_view
 from graphopt.inspect.views import schedule as schedule_view
 from graphopt.inspect.views import source as source_view
+from graphopt.inspect.views import stages as stages_view
 from graphopt.inspect.views import summary as summary_view
 from graphopt.inspect.views import why as why_view
 from graphopt.inspect.views.base import View
@@ -41,6 +42,7 @@ PlanOption = Annotated[str, typer.Option("--plan", help="plan text (dp=4,zero=3)
 World = Annotated[int | None, typer.Option("--world", help="ranks; by default the product of the plan's mesh")]
 HardwareOption = Annotated[str, typer.Option("--hardware", help="what ranks run on: a name, or a file that says")]
 Evaluation = Annotated[bool, typer.Option("--eval", help="the program of evaluation, without gradients")]
+StageOption = Annotated[int, typer.Option("--stage", help="of a plan that cuts the model into stages, which")]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="how the answer is written")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="the file to write; by default the terminal")]
 PassOption = Annotated[str | None, typer.Option("--after", help="the pass after which to look; by default the last")]
@@ -57,11 +59,12 @@ def view(function: Callable[..., View]) -> Callable[..., None]:
         world: int | None,
         hardware: str,
         evaluation: bool,
+        stage: int,
         form: Format,
         output: Path | None,
         **options: Any,
     ) -> None:
-        request = Request(target, plan, world, hardware, evaluation)
+        request = Request(target, plan, world, hardware, evaluation, stage)
         answer = function(request, **options)
         write(answer, request, form, output)
         if answer.failed:
@@ -72,6 +75,7 @@ def view(function: Callable[..., View]) -> Callable[..., None]:
         "world": (World, None),
         "hardware": (HardwareOption, "h100-sxm"),
         "evaluation": (Evaluation, False),
+        "stage": (StageOption, 0),
         "form": (FormatOption, Format.TEXT),
         "output": (Output, None),
     }
@@ -94,6 +98,12 @@ def view(function: Callable[..., View]) -> Callable[..., None]:
 def summary(request: Request) -> View:
     """Passes, communication, memory and time."""
     return summary_view.summary(request.inspection)
+
+
+@view
+def stages(request: Request) -> View:
+    """What each stage of a pipeline does, and its schedule."""
+    return stages_view.stages(request.resolved, request.of_stage)
 
 
 @view

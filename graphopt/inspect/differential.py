@@ -132,8 +132,10 @@ def check(
     program, at most 64 epsilons of the dtype in which parameters compute, relative to the largest element. The model is
     not changed.
     verify: whether the verifier checks each pass as well, and stops at what it refuses with a VerificationError.
-    Raises GraphoptError if the model's parameters have no values.
+    Raises GraphoptError if the model's parameters have no values, and for a plan that cuts the model into stages.
     """
+    if plan.pipeline_ranks > 1:
+        raise GraphoptError("what is checked is a whole model, and stages are parts of one; leave pp out of the plan")
     if any(tensor.device.type == "meta" for tensor in itertools.chain(model.parameters(), model.buffers())):
         raise GraphoptError(
             "the model is on the meta device, so there is nothing to compare; build it with its weights"

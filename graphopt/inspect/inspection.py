@@ -103,15 +103,17 @@ def inspect_model(
     hardware: Hardware,
     *,
     evaluation: bool = False,
+    stage: int = 0,
 ) -> Inspection:
     """Compile one call of `model` under a resolved plan, recording each pass. The model keeps its values.
 
-    evaluation: the program without gradients, of the model in its evaluation mode.
+    evaluation: the program without gradients, of the model in its evaluation mode. stage: which, if the plan cuts the
+        model into several; the call is then that of a microbatch.
     """
     model.train(not evaluation)
     recorder = Recorder()
     with torch.set_grad_enabled(not evaluation):
-        compiled = lower(model, args, kwargs, plan, layouts=recorder.layouts, observer=recorder.observe)
+        compiled = lower(model, args, kwargs, plan, stage=stage, layouts=recorder.layouts, observer=recorder.observe)
     assert recorder.program is not None
     return Inspection(
         title=type(model).__name__,

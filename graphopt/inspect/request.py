@@ -37,13 +37,14 @@ class Format(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Request:
-    """plan: text or a file. world: ranks; by default the product of the plan's mesh."""
+    """plan: text or a file. world: ranks; by default the product of the plan's mesh. stage: of a pipeline."""
 
     target: str
     plan: str
     world: int | None
     hardware: str
     evaluation: bool
+    stage: int = 0
 
     @functools.cached_property
     def resolved(self) -> Plan:
@@ -60,7 +61,11 @@ class Request:
     def inspection(self) -> Inspection:
         plan, hardware = self.resolved, find_hardware(self.hardware)  # what is wrong with them is said at once
         model, args, kwargs = self.call
-        return inspect_model(model, args, kwargs, plan, hardware, evaluation=self.evaluation)
+        return inspect_model(model, args, kwargs, plan, hardware, evaluation=self.evaluation, stage=self.stage)
+
+    def of_stage(self, stage: int) -> Inspection:
+        """Another stage of the same pipeline."""
+        return dataclasses.replace(self, stage=stage).inspection
 
     def under(self, plan: str) -> Inspection:
         """The same model under another plan."""

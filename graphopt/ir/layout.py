@@ -102,6 +102,17 @@ class ParameterLayout:
             whole = whole.narrow(split.dim, place[split.axis] * rows, rows)
         return whole
 
+    def slices(self, place: Mapping[str, int]) -> tuple[slice, ...]:
+        """Where in the whole parameter that lies which one rank holds. place: axis -> the rank's place along it."""
+        starts, sizes = [0] * len(self.shape), list(self.whole_shape)
+        for split in self.splits:
+            sizes[split.dim] //= split.ranks
+            starts[split.dim] += place[split.axis] * sizes[split.dim]
+        if self.dim is not None:
+            start, sizes[self.dim] = self.local_rows(place[self.axis])
+            starts[self.dim] += start
+        return tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+
     @property
     def is_whole(self) -> bool:
         """Whether each data-parallel rank holds all that its program sees."""

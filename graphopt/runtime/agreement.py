@@ -1,7 +1,9 @@
 """Ranks make sure that they hold the same plan, model and program before they depend on each other."""
 
+import contextlib
 import hashlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,18 @@ def agree(statement: Statement, group: dist.ProcessGroup | None) -> None:
         raise RankMismatchError("; ".join(f"rank {rank} failed: {error}" for rank, error in failed.items()))
     if any(theirs != digests for theirs, _ in answers):
         raise RankMismatchError(_difference(exchanged(statement.facts, group)))
+
+
+@contextlib.contextmanager
+def failing_together(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """What raises inside on one rank of `group` ends with a RankMismatchError on the others; all enter together."""
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(RankMismatchError):  # it tells the other ranks; here the cause is known
+            agree(Statement({}, f"{type(error).__name__}: {error}"), group)
+        raise
+    agree(Statement({}), group)
 
 
 def exchanged(value: Any, group: dist.ProcessGroup) -> list[Any]:

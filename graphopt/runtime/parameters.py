@@ -1,6 +1,6 @@
 """A model's parameters as DTensors over the ranks, in place, and the bytes below them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,11 @@ def slots(model: nn.Module) -> dict[str, Slot]:
     return found
 
 
-def replicate(model: nn.Module, mesh: DeviceMesh) -> None:
+def replicate(model: nn.Module, mesh: DeviceMesh, device: torch.device) -> None:
     """Exchange the model's parameters for DTensors that are whole on every rank, ties kept.
 
-    All ranks start from the values of the first, in the buffers too.
+    All ranks start from the values of the first, in the buffers too. Of a parameter on the meta device one zero on
+    `device` stands for all elements, until `lay_out` says which of them lie here.
     """
     exchanged: dict[int, nn.Parameter] = {}
     known = {id(parameter) for parameter in model.parameters()}
@@ -64,9 +65,14 @@ def replicate(model: nn.Module, mesh: DeviceMesh) -> None:
         if not isinstance(parameter, nn.Parameter) or id(parameter) not in known:
             continue
         if id(parameter) not in exchanged:
-            value = parameter.detach().contiguous()
-            _broadcast(value)
-            distributed = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+            if parameter.is_meta:
+                value = torch.zeros((), dtype=parameter.dtype, device=device).expand(parameter.shape)
+            else:
+                value = parameter.detach().contiguous()
+                _broadcast(value)
+            shape, stride = value.shape, torch.empty(value.shape, device="meta").stride()
+            replicas = [Replicate()] * mesh.ndim
+            distributed = DTensor.from_local(value, mesh, replicas, run_check=False, shape=shape, stride=stride)
             exchanged[id(parameter)] = nn.Parameter(distributed, requires_grad=parameter.requires_grad)
         setattr(slot.owner, slot.attribute, exchanged[id(parameter)])
     for buffer in dict.fromkeys(model.buffers()):
@@ -74,8 +80,21 @@ def replicate(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _broadcast(value: torch.Tensor) -> None:
-    if value.device.type != "meta" and value.numel():
+    if value.numel():
         dist.broadcast(value, src=0)
+
+
+def lies_here(parameter: torch.Tensor) -> bool:
+    """Whether this rank is one of those that hold it, or parts of it."""
+    return not isinstance(parameter, DTensor) or parameter.device_mesh.get_coordinate() is not None
+
+
+def own_slices(tensor: torch.Tensor, layout: ParameterLayout | None) -> tuple[slice, ...]:
+    """Where in the whole of a parameter, or of another tensor without layout, that lies what this rank holds of it."""
+    if not isinstance(tensor, DTensor) or layout is None:
+        return tuple(slice(0, size) for size in tensor.shape)
+    mesh = tensor.device_mesh
+    return layout.slices({axis: mesh.get_local_rank(axis) for axis in mesh.mesh_dim_names or ()})
 
 
 @torch.no_grad()
@@ -91,7 +110,7 @@ def lay_out(
     allocated: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor)
-        if parameter.device_mesh.get_coordinate() is None:
+        if not lies_here(parameter):
             continue
         layout = layouts[name]
         storage, distributed = _laid_out(local_tensor(parameter), layout, mesh, in_place)
@@ -106,11 +125,16 @@ def lay_out(
 def _laid_out(
     whole: torch.Tensor, layout: ParameterLayout, mesh: DeviceMesh, in_place: bool
 ) -> tuple[torch.Tensor, DTensor]:
-    """The storage of what this rank's program sees and, over it or over a copy of this rank's rows, the DTensor."""
+    """The storage of what this rank's program sees and, over it or over a copy of this rank's rows, the DTensor.
+
+    No more of a `whole` that is one element for all gets bytes of its own than is kept.
+    """
     value = whole
     if layout.splits:
         place = {split.axis: mesh.get_local_rank(split.axis) for split in layout.splits}
         value = layout.part(whole, place).clone(memory_format=torch.contiguous_format)
+    if layout.is_whole or in_place:
+        value = value.contiguous()
     if layout.is_whole:
         return value, _distributed(value, whole, layout, mesh)
     storage = value.view(layout.rows, *layout.row_shape)
@@ -136,7 +160,7 @@ def _distributed(local: torch.Tensor, whole: torch.Tensor, layout: ParameterLayo
         [placements.get(axis, Replicate()) for axis in mesh.mesh_dim_names],
         run_check=False,
         shape=whole.shape,
-        stride=whole.stride(),
+        stride=torch.empty(whole.shape, device="meta").stride(),
     )
 
 
@@ -202,13 +226,22 @@ def accept_whole_state(model: nn.Module) -> None:
     model.register_load_state_dict_pre_hook(shard)
 
 
-def whole_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Each parameter, by every name it has, whole and without gradient on every rank; all ranks call this together."""
+def whole_parameter(name: str, parameter: nn.Parameter) -> torch.Tensor:
+    """All of a parameter of which each rank has a part."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def whole_parameters(
+    model: nn.Module, gather: Callable[[str, nn.Parameter], torch.Tensor] = whole_parameter
+) -> dict[str, nn.Parameter]:
+    """Each parameter, by every name it has, whole and without gradient on every rank; all ranks call this together.
+
+    gather: makes one whole, given by its first name.
+    """
     whole: dict[int, nn.Parameter] = {}
     named = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in whole:
-            value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            whole[id(parameter)] = nn.Parameter(value.detach(), requires_grad=False)
+            whole[id(parameter)] = nn.Parameter(gather(name, parameter).detach(), requires_grad=False)
         named[name] = whole[id(parameter)]
     return named

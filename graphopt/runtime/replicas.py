@@ -1,9 +1,10 @@
 """What ranks have alike stays alike: a check of all parameters."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 
@@ -20,6 +21,8 @@ def check_replicas(model: nn.Module) -> None:
     parameters = {name: p for name, p in model.named_parameters() if isinstance(p, DTensor)}
     meshes = list(dict.fromkeys(parameter.device_mesh for parameter in parameters.values()))
     for mesh in meshes:
+        if mesh.get_coordinate() is None:
+            continue
         for dim, axis in enumerate(mesh.mesh_dim_names or ()):
             alike = {
                 name: _digest(parameter.to_local())
@@ -29,6 +32,33 @@ def check_replicas(model: nn.Module) -> None:
             differing = "; ".join(_differences(exchanged(alike, mesh.get_group(dim))))
             if differing:
                 raise RankMismatchError(f"what the ranks of {axis} should have alike is not: {differing}")
+    if parameters and any(exchanged(any(mesh.get_coordinate() is None for mesh in meshes), _world())):
+        _compare_stages(parameters)
+
+
+def _world() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def _compare_stages(parameters: Mapping[str, DTensor]) -> None:
+    """Compare what several stages of a pipeline have: by name, and by place along the axes that cut it."""
+    own = {}
+    for name, parameter in parameters.items():
+        place = parameter.device_mesh.get_coordinate()
+        if place is not None:
+            parts = [at for at, it in zip(place, parameter.placements, strict=True) if not isinstance(it, Replicate)]
+            own[f"{name} {parts}"] = _digest(parameter.to_local())
+    first: dict[str, tuple[int, str]] = {}
+    for rank, theirs in enumerate(exchanged(own, _world())):
+        for part, digest in theirs.items():
+            known, wanted = first.setdefault(part, (rank, digest))
+            if digest != wanted:
+                name = part.partition(" ")[0]
+                raise RankMismatchError(
+                    f"what stages share should be alike: {name} of rank {rank} is not that of {known}"
+                )
 
 
 def _digest(value: torch.Tensor) -> str:

@@ -27,6 +27,11 @@ class Resident:
         """Gather anew at the next use: an optimizer may have run, or another program is about to."""
         self._sources.clear()
 
+    def release(self) -> None:
+        """Let go of all that was gathered."""
+        self._whole.clear()
+        self._sources.clear()
+
     def refresh(
         self,
         names: Sequence[str],

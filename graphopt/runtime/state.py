@@ -6,7 +6,9 @@ from contextlib import AbstractContextManager
 import torch
 
 from graphopt._torch import local_tensor
+from graphopt.errors import GraphoptError
 from graphopt.ir import Input, InputKind, ParameterLayout
+from graphopt.nearest import listed
 from graphopt.runtime.collectives import Collectives
 from graphopt.runtime.copies import Copies
 from graphopt.runtime.parameters import Slot, padded_shard
@@ -23,8 +25,11 @@ class Runtime:
         slots: Mapping[str, Slot],
         collectives: Collectives,
         copies: Copies,
+        unloaded: set[str] | None = None,
     ) -> None:
+        """unloaded: first names of the parameters and buffers that have no values yet; kept up by what loads them."""
         self.slots = slots
+        self.unloaded = set() if unloaded is None else unloaded
         self.layouts: dict[str, ParameterLayout] | None = None
         self.collectives = collectives
         self.parts = Parts(collectives.rank)
@@ -35,6 +40,22 @@ class Runtime:
     def watching(self) -> AbstractContextManager[None]:
         """For running a program: an OffloadError of one rank is raised on all of them, and says in which call."""
         return self.collectives.alarm.watching(f"call {self.calls} of the model")
+
+    def require_values(self) -> None:
+        """Raises GraphoptError if some tensors of the model have none yet."""
+        if self.unloaded:
+            raise GraphoptError(
+                f"{listed(sorted(self.unloaded))} of a model from the meta device have no values yet; say "
+                "graphopt.load_weights(model, path), graphopt.init_weights(model) or model.load_state_dict(state)"
+            )
+
+    def require_settled(self) -> Mapping[str, ParameterLayout]:
+        """How parameters lie. Raises GraphoptError while that is left to the first call."""
+        if self.layouts is None:
+            raise GraphoptError(
+                "where the parameters lie is decided for the first call; give example_inputs to graphopt.compile"
+            )
+        return self.layouts
 
     def settle(self, layouts: Mapping[str, ParameterLayout], allocated: Mapping[str, torch.Tensor]) -> None:
         """Parameters lie so from now on. allocated: storage of gathered ones, as `Resident` takes it."""

@@ -1,7 +1,6 @@
 """The update of AdamW in native code: against torch's kernels bit by bit, against float64, at every size and place."""
 
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -33,14 +32,6 @@ def library() -> Any:
     found = adamw._library()
     assert found is not None, "the tests need a C++ compiler"
     return found
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def _run(size: int, *, bf16: bool = False, copy: bool = False, offset: int = 0, seed: int = 0) -> Run:

@@ -49,14 +49,13 @@ def _load(rank: int, world: int, folder: str, plan: Plan) -> dict[str, torch.Ten
     return {**{n: whole(p) for n, p in model.named_parameters()}, **moments}
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-@pytest.mark.parametrize("world", [1, 4])
-def test_a_checkpoint_of_two_ranks_loads_on_other_numbers(ranks, tmp_path: Path, world: int, stage: int) -> None:
+def test_a_checkpoint_of_two_ranks_loads_on_other_numbers(ranks, tmp_path: Path) -> None:
     folder = str(tmp_path / "checkpoint")
     saved = ranks(2).run(_save, folder, Plan(zero=SHARDED))[0]
-    plan = Plan(zero=Zero(stage, whole_below=64))
-    loaded = _load(0, 1, folder, plan) if world == 1 else ranks(4).run(_load, folder, plan)[0]
-    assert _different(saved, loaded) == []
+    for stage in (1, 3):
+        plan = Plan(zero=Zero(stage, whole_below=64))
+        for loaded in (_load(0, 1, folder, plan), ranks(4).run(_load, folder, plan)[0]):
+            assert _different(saved, loaded) == [], stage
 
 
 def test_a_checkpoint_of_split_layers_loads_on_other_meshes(ranks, tmp_path: Path) -> None:

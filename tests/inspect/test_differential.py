@@ -97,9 +97,10 @@ def _planted(kind: type[Pass]) -> type[Pass]:
 
 
 OF_SPLIT_LAYERS = {"split", "chunk", "interleave"}
+OF_STAGES = {"cut"}  # of which there is a check of its own: `tests/passes/test_cut.py` runs all stages
 
 
-@pytest.mark.parametrize("name", sorted(REGISTRY.keys() - OF_SPLIT_LAYERS))
+@pytest.mark.parametrize("name", sorted(REGISTRY.keys() - OF_SPLIT_LAYERS - OF_STAGES))
 def test_a_fault_is_traced_to_the_pass_that_made_it(name: str) -> None:
     verdict = _verdict_of_a_fault(_Blocks(), {"x": torch.randn(24, 8)}, PLAN, name)
     assert verdict.node is not None or name in ("canonicalize",)
@@ -119,6 +120,11 @@ def test_a_fault_is_traced_to_the_pass_that_splits_layers(name: str, plan: str) 
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 8))
     verdict = _verdict_of_a_fault(model, {"input": torch.randn(4, 4, 8)}, f"dp=2,zero=3,{plan}", name)
     assert verdict.node is not None
+
+
+def test_a_pipeline_is_checked_without_its_cut() -> None:
+    with pytest.raises(GraphoptError, match="leave pp out of the plan"):
+        check(_Blocks(), (), {"x": torch.randn(24, 8)}, Plan.parse("pp=2").resolve(2))
 
 
 def _verdict_of_a_fault(model: nn.Module, call: dict[str, torch.Tensor], text: str, name: str) -> Verdict:

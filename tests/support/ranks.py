@@ -1,4 +1,7 @@
-"""Real gloo ranks, started once and shared by all tests: starting a process that imports torch takes seconds."""
+"""Real gloo ranks, started once and shared by all tests: starting a process that imports torch takes seconds.
+
+They are forked from a server that has imported it, which is itself started once.
+"""
 
 import contextlib
 import faulthandler
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from tests.support.captures import captured_once
 
@@ -113,5 +117,6 @@ def _serve(rank: int, world: int, store: str, stacks: str, tasks: Any, results: 
                     results.put((rank, True, function(rank, world, *args)))
                 except BaseException:
                     results.put((rank, False, traceback.format_exc()))
+                _clear_sharding_prop_cache()  # which holds meshes of those groups
                 dist.destroy_process_group()
                 gc.collect()

@@ -1,0 +1,286 @@
+"""Kernels on a GPU: results beside float64, then times beside the rate at which `torch.clone` moves bytes, and rivals.
+
+``python -m bench.gpu_kernels`` needs one CUDA device and takes a few minutes. Rivals are eager, `torch.compile`, and
+Liger Kernel where it is installed. Shapes are of Llama 3 8B with 8,192 tokens, those of results with 256; ``--small``
+takes tiny ones, to try the script, on the CPU too.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
+from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
+from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY
+from graphopt.triton_kernels.norms.op import ADD_RMS_NORM, LAYER_NORM, RMS_NORM
+from graphopt.triton_kernels.rotary.op import ROTARY
+
+_EPSILON = 1e-6
+_ROUNDS = 20
+_FLUSHED = 1 << 28  # bytes written before each call, more than caches hold
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One computation. ours, theirs: of `inputs`, ours and eager's; liger: the name of Liger's function, if it has one.
+
+    moved: bytes that forward and backward must read and write at least; flops: where it is bound by these instead.
+    """
+
+    name: str
+    ours: Function
+    theirs: Function
+    inputs: tuple[Tensor, ...]
+    moved: tuple[int, int]
+    liger: Function | None = None
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    tokens: int
+    width: int
+    inner: int
+    heads: int
+    key_heads: int
+    classes: int
+
+
+LARGE = Sizes(8192, 4096, 14336, 32, 8, 128256)
+CHECKED = Sizes(256, 4096, 14336, 32, 8, 128256)
+SMALL = Sizes(64, 128, 256, 4, 2, 512)
+
+
+def cases(at: Sizes, dtype: torch.dtype, device: str) -> list[Case]:
+    def real(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device).to(dtype)
+
+    def elements(*shape: int) -> int:
+        return int(torch.Size(shape).numel() * dtype.itemsize)
+
+    row, wide = elements(at.tokens, at.width), elements(at.tokens, at.inner)
+    x, weight, bias = real(at.tokens, at.width), real(at.width), real(at.width)
+    gate, up = real(at.tokens, at.inner), real(at.tokens, at.inner)
+    targets = torch.randint(at.classes, (at.tokens,), device=device)
+    heads = at.heads + at.key_heads
+    q, k = (real(1, n, at.tokens, 128) for n in (at.heads, at.key_heads))
+    angles = torch.rand(1, at.tokens, 64, device=device)
+    turn = (angles.cos().to(dtype), angles.sin().to(dtype))
+    whole = tuple(torch.cat([each, each], -1) for each in turn)
+    logits, of_logits = real(at.tokens, at.classes), elements(at.tokens, at.classes)
+    scales = torch.full((at.tokens,), 1 / at.tokens, device=device)
+    classes = real(at.classes, at.width) / at.width**0.5
+    options = (-100, 0.0, 0.0)
+
+    def add_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return F.rms_norm(total, (at.width,), weight, _EPSILON), total
+
+    def half_turned(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return torch.cat([-b, a], -1)
+
+    def turned(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        cos, sin = (each.unsqueeze(1) for each in whole)
+        return tuple(each * cos + half_turned(each) * sin for each in (q, k))
+
+    liger = _liger()
+    return [
+        Case(
+            "RMSNorm",
+            lambda x, w: RMS_NORM(x, w, _EPSILON, 0.0, False)[0],
+            lambda x, w: F.rms_norm(x, (at.width,), w, _EPSILON),
+            (x, weight),
+            (2 * row, 3 * row),
+            liger and (lambda x, w: liger.liger_rms_norm(x, w, _EPSILON, in_place=False)),
+        ),
+        Case(
+            "RMSNorm of a sum",
+            lambda x, r, w: ADD_RMS_NORM(x, r, w, _EPSILON, 0.0, False)[:2],
+            add_norm,
+            (x, real(at.tokens, at.width), weight),
+            (4 * row, 4 * row),
+        ),
+        Case(
+            "LayerNorm",
+            lambda x, w, b: LAYER_NORM(x, w, b, _EPSILON)[0],
+            lambda x, w, b: F.layer_norm(x, (at.width,), w, b, _EPSILON),
+            (x, weight, bias),
+            (2 * row, 3 * row),
+            liger and (lambda x, w, b: liger.liger_layer_norm(x, w, b, _EPSILON)),
+        ),
+        Case(
+            "SwiGLU",
+            lambda gate, up: GATED(gate, up, "silu"),
+            lambda gate, up: F.silu(gate) * up,
+            (gate, up),
+            (3 * wide, 5 * wide),
+            liger and (lambda gate, up: liger.liger_swiglu(gate, up)),
+        ),
+        Case(
+            "GeGLU",
+            lambda gate, up: GATED(gate, up, "gelu_tanh"),
+            lambda gate, up: F.gelu(gate, approximate="tanh") * up,
+            (gate, up),
+            (3 * wide, 5 * wide),
+            liger and (lambda gate, up: liger.liger_geglu(gate, up)),
+        ),
+        Case(
+            "bias and GELU",
+            lambda x, b: BIAS_ACTIVATION(x, b, "gelu"),
+            lambda x, b: F.gelu(x + b),
+            (gate, real(at.inner)),
+            (2 * wide, 3 * wide),
+        ),
+        Case(
+            "rotary",
+            lambda q, k: ROTARY(q, k, *turn, False, False),
+            turned,
+            (q, k),
+            (2 * elements(heads, at.tokens, 128),) * 2,
+            liger and (lambda q, k: liger.liger_rope(q, k, *whole)),
+        ),
+        Case(
+            "cross-entropy",
+            lambda x: CROSS_ENTROPY(x, targets, *options)[0].mean(),
+            lambda x: F.cross_entropy(x, targets),
+            (logits,),
+            (of_logits, 2 * of_logits),
+            liger and (lambda x: liger.liger_cross_entropy(x.clone(), targets)),  # it writes over what it is given
+        ),
+        Case(
+            "linear cross-entropy",
+            lambda x, w: LINEAR_CROSS_ENTROPY(x, w, targets, scales, *options, True, True)[0],
+            lambda x, w: F.cross_entropy(x @ w.t(), targets),
+            (x, classes),
+            (0, 0),
+            liger and (lambda x, w: liger.liger_fused_linear_cross_entropy(x, w, targets)),
+            flops=6 * at.tokens * at.width * at.classes,
+        ),
+    ]
+
+
+def _liger() -> Any:
+    """Liger Kernel's functions, or None."""
+    if importlib.util.find_spec("liger_kernel") is None or not torch.cuda.is_available():
+        return None
+    return importlib.import_module("liger_kernel.transformers.functional")
+
+
+def both_ways(function: Function, inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
+    """Results, and gradients of all inputs, where gradients of the results are ones."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+
+    def step() -> tuple[Tensor, ...]:
+        results = function(*leaves)
+        results = results if isinstance(results, tuple) else (results,)
+        return *results, *torch.autograd.grad(results, leaves, [torch.ones_like(each) for each in results])
+
+    return step
+
+
+def error(case: Case) -> float:
+    """The largest distance from eager in float64, of each tensor's largest element; the mean loss as any other."""
+    found = both_ways(case.ours, case.inputs)()
+    wanted = both_ways(case.theirs, tuple(tensor.double() for tensor in case.inputs))()
+    return max(
+        float((one.detach().double() - other.detach()).abs().max() / other.detach().abs().max())
+        for one, other in zip(found, wanted, strict=True)
+    )
+
+
+def seconds(call: Callable[[], Any], device: str) -> float:
+    """The median of several calls, each after a write that leaves nothing of it in caches."""
+    flush = torch.empty(_FLUSHED if device == "cuda" else 1, dtype=torch.uint8, device=device)
+    call()
+    times = []
+    for _ in range(_ROUNDS):
+        flush.zero_()
+        if device != "cuda":
+            started = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - started)
+            continue
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def measured(case: Case, device: str) -> dict[str, Any]:
+    """Seconds of each rival, forward alone and both ways."""
+    functions = {"graphopt": case.ours, "eager": case.theirs, "compile": torch.compile(case.theirs, dynamic=False)}
+    if case.liger is not None:
+        functions["liger"] = case.liger
+    found: dict[str, Any] = {}
+    for name, function in functions.items():
+        with torch.no_grad():
+            forward = seconds(lambda function=function: function(*case.inputs), device)  # type: ignore[misc]
+        found[name] = {"forward": forward, "both": seconds(both_ways(function, case.inputs), device)}
+    torch.compiler.reset()
+    return found
+
+
+def _rate_of_clone(device: str) -> float:
+    """Bytes a second, read and written."""
+    x = torch.empty(_FLUSHED if device == "cpu" else 4 * _FLUSHED, dtype=torch.uint8, device=device)
+    return 2 * x.numel() / seconds(x.clone, device)
+
+
+def _rate_of_products(at: Sizes, dtype: torch.dtype, device: str) -> float:
+    """Operations a second of the product that a linear cross-entropy consists of."""
+    x, weight = (torch.randn(n, at.width, device=device).to(dtype) for n in (at.tokens, at.classes))
+    return 2 * at.tokens * at.width * at.classes / seconds(lambda: x @ weight.t(), device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="tiny shapes, on the CPU where there is no GPU")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--output", type=Path, help="where to write what was found, as JSON")
+    options = parser.parse_args()
+    if not options.small and not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA device; --small tries the script on the CPU")
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, options.dtype)
+    checked, timed = (SMALL, SMALL) if options.small else (CHECKED, LARGE)
+    errors = {case.name: error(case) for case in cases(checked, dtype, device)}
+    clone = _rate_of_clone(device)
+    product = _rate_of_products(timed, dtype, device)
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    table = Table(
+        "kernel", "way", "ms", "share", "error", "eager", "compile", "liger", title=f"{name}, {options.dtype}"
+    )
+    found = []
+    for case in cases(timed, dtype, device):
+        apart, times = errors[case.name], measured(case, device)
+        found.append({"kernel": case.name, "error": apart, "seconds": times})
+        for way, moved in (("forward", case.moved[0]), ("both", sum(case.moved))):
+            own = times["graphopt"][way]
+            share = f"{moved / own / clone:.2f}" if moved else f"{case.flops / own / product:.2f} of products"
+            others = (f"{times[n][way] / own:.2f} x" if n in times else "-" for n in ("eager", "compile", "liger"))
+            table.add_row(case.name, way, f"{own * 1e3:.3f}", share, f"{apart:.1e}", *others)
+    Console(width=140).print(table)
+    if options.output:
+        about = {"device": name, "dtype": options.dtype, "clone_bytes_per_second": clone, "product_flops": product}
+        options.output.write_text(json.dumps({**about, "cases": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

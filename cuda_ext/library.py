@@ -1,0 +1,53 @@
+"""Kernels for the CPU: libraries of plain C functions, each built for the widest instruction set of the processor."""
+
+import ctypes
+import functools
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from graphopt.cuda_ext.instructions import FLAGS, available
+from graphopt.cuda_ext.native import CPP, BuildError, load
+
+log = logging.getLogger("graphopt")
+
+Argument = torch.Tensor | ctypes.Array[ctypes.c_int64] | float | int | None
+
+
+@dataclass(frozen=True)
+class Library:
+    """Functions whose integers have 64 bits, whose other numbers are floats, and whose last argument counts threads."""
+
+    handle: ctypes.CDLL
+
+    def call(self, name: str, *arguments: Argument) -> None:
+        """Calls a function; tensors are passed as the address of their first element, None as null."""
+        function = getattr(self.handle, name)
+        if function.argtypes is None:  # declared once: it is half the time of a call otherwise
+            function.argtypes = [*map(_type, arguments), ctypes.c_int64]
+        native = [each.data_ptr() if isinstance(each, torch.Tensor) else each for each in arguments]
+        function(*native, torch.get_num_threads())
+
+
+@functools.cache
+def library(source: str, instructions: str | None = None) -> Library | None:
+    """What `source`, a file beside this one, is built to; None where it cannot be, which one line of the log says.
+
+    instructions: one of `FLAGS`; by default the widest that the processor has.
+    """
+    flags = FLAGS[instructions or available()[-1]]
+    # What a kernel computes is bounded, not given bit by bit: multiply-adds may be fused wherever it is faster.
+    compiler = replace(CPP, flags=(*CPP.flags, "-ffp-contract=fast", *flags))
+    try:
+        return Library(load(Path(__file__).with_name(source), compiler))
+    except BuildError as error:
+        log.warning("%s cannot be used, torch's operators are, which takes longer: %s", source, error)
+        return None
+
+
+def _type(argument: Argument) -> type:
+    if isinstance(argument, float):
+        return ctypes.c_float
+    return ctypes.c_int64 if isinstance(argument, int) else ctypes.c_void_p

@@ -1,0 +1,85 @@
+"""The operators of kernels on parts of their operands, as their signatures say; and the work that they do."""
+
+import pytest
+import torch
+
+from graphopt._torch import is_mutating
+from graphopt.cost.operations import work_of
+from graphopt.dimensions.signature import operands_of
+from graphopt.dimensions.table import signature_of
+from graphopt.ir.effects import Effect, effect_of
+from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
+from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
+from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY, CROSS_ENTROPY_BACKWARD_
+from graphopt.triton_kernels.norms.op import ADD_LAYER_NORM, ADD_RMS_NORM, LAYER_NORM, RMS_NORM
+from graphopt.triton_kernels.rotary.op import ROTARY
+from tests.support.parts import check_linear, check_parts, node_of
+
+B, S, H, G, C = 4, 6, 6, 3, 8
+
+
+def _real(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def _targets(*shape: int) -> torch.Tensor:
+    return torch.randint(0, C, shape)
+
+
+CALLS = {
+    "rms_norm": lambda: (RMS_NORM, _real(B, S, C), _real(C), 1e-6, 1.0, False),
+    "rms_norm without weight": lambda: (RMS_NORM, _real(B, S, C), None, 1e-6, 0.0, False),
+    "add_rms_norm": lambda: (ADD_RMS_NORM, _real(B, S, C), _real(B, S, C), _real(C), 1e-6, 0.0, False),
+    "layer_norm": lambda: (LAYER_NORM, _real(B, S, C), _real(C), _real(C), 1e-6),
+    "layer_norm with bias alone": lambda: (LAYER_NORM, _real(B, C), None, _real(C), 1e-6),
+    "add_layer_norm": lambda: (ADD_LAYER_NORM, _real(B, S, C), _real(B, S, C), None, None, 1e-6),
+    "gated": lambda: (GATED, _real(B, S, C), _real(B, S, C), "silu"),
+    "bias_activation": lambda: (BIAS_ACTIVATION, _real(B, S, C), _real(C), "gelu"),
+    "bias_activation without bias": lambda: (BIAS_ACTIVATION, _real(B, C), None, "gelu_tanh"),
+    "rotary": lambda: (ROTARY, _real(B, H, S, 10), _real(B, G, S, 10), _real(1, S, 4), _real(1, S, 4), False, False),
+    "rotary of a batch": lambda: (ROTARY, _real(B, H, S, C), _real(B, H, S, C), *_real(2, B, S, 4), True, False),
+    "cross_entropy": lambda: (CROSS_ENTROPY, _real(B, S, C), _targets(B, S), -100, 0.1, 1e-3),
+}
+SPLIT = {
+    "rms_norm": [B, S],
+    "gated": [B, S, C],
+    "bias_activation": [B, S, C],
+    "rotary": [B, G, S],
+    "rotary of a batch": [B, H, S],
+    "cross_entropy": [B, S],
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_parts_joined_are_the_whole(name) -> None:
+    target, *arguments = CALLS[name]()
+    node = node_of(target, *arguments)
+    tensors = [operand.meta["val"] for operand in operands_of(node)]
+    check_linear(node, tensors)
+    for parts in (2, 3):
+        check_parts(node, tensors, parts)
+    assert effect_of(node) is Effect.PURE
+
+
+@pytest.mark.parametrize(("name", "sizes"), SPLIT.items())
+def test_what_may_be_split(name, sizes) -> None:
+    signature = signature_of(node_of(*CALLS[name]()))
+    assert signature is not None and [signature.sizes[label] for label in signature.labels] == sizes
+
+
+def test_each_operand_is_read_once_and_each_result_written_once() -> None:
+    work = work_of(node_of(RMS_NORM, torch.randn(10, 32), torch.randn(32), 1e-6, 0.0, False))
+    assert (work.read_bytes, work.written_bytes) == (4 * (320 + 32), 4 * (320 + 10))
+
+
+@pytest.mark.parametrize("asked", [(False, False), (True, False), (True, True)])
+def test_a_linear_layer_with_cross_entropy_does_its_products(asked) -> None:
+    call = (LINEAR_CROSS_ENTROPY, _real(S, 3), _real(C, 3), _targets(S), _real(S), -100, 0.0, 0.0, *asked)
+    node = node_of(*call)
+    assert work_of(node).flops == 2 * S * 3 * C * (1 + sum(asked))
+    signature = signature_of(node)
+    assert signature is not None and not signature.labels
+
+
+def test_what_writes_its_argument_says_so() -> None:
+    assert is_mutating(CROSS_ENTROPY_BACKWARD_)

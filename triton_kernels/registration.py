@@ -1,0 +1,64 @@
+"""Registers operators of this room with torch: schema, kernels, fake kernel, derivative. And checks of arguments."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphopt._torch import OpOverload, is_mutating
+
+_library = torch.library.Library("graphopt", "FRAGMENT")
+
+
+def define(
+    schema: str,
+    compute: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    save: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> OpOverload:
+    """The operator ``graphopt::name`` that `schema` declares.
+
+    compute: on the CPU and on GPUs. save, backward: as for `torch.library.register_autograd`; without them a derivative
+    is refused, where torch would only warn and go on without one. What writes an argument can have none.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for device in ("CPU", "CUDA"):
+        _library.impl(name, compute, device)
+    torch.library.register_fake(f"graphopt::{name}", fake, lib=_library)
+
+    def refuse(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError(f"graphopt::{name} has no derivative: second derivatives need GRAPHOPT_KERNELS=off")
+
+    operator: OpOverload = getattr(torch.ops.graphopt, name).default
+    if not is_mutating(operator):
+        torch.library.register_autograd(f"graphopt::{name}", backward or refuse, setup_context=save, lib=_library)
+    return operator
+
+
+def check_same(operator: str, name: str, x: Tensor, like: Tensor) -> None:
+    """Raises ValueError unless argument `name` has shape, dtype and device of the operator's first."""
+    if x.shape != like.shape or x.dtype != like.dtype or x.device != like.device:
+        raise ValueError(f"{operator}: {name} is {describe(x)}, not {describe(like)} as the first argument")
+
+
+def check_row(operator: str, name: str, row: Tensor | None, like: Tensor) -> None:
+    """Raises ValueError unless argument `name`, if given, is a row for the first, of its dtype or of float32."""
+    if row is None:
+        return
+    if row.shape != like.shape[-1:] or row.device != like.device or row.dtype not in (like.dtype, torch.float32):
+        wanted = f"{like.dtype} or torch.float32 [{like.shape[-1]}] on {like.device}, a row of the first argument"
+        raise ValueError(f"{operator}: {name} is {describe(row)}, not {wanted}")
+
+
+def check_floating(operator: str, name: str, x: Tensor, least: int = 1) -> None:
+    """Raises ValueError unless argument `name` has floating numbers, and `least` dimensions."""
+    if not x.is_floating_point() or x.dim() < least:
+        raise ValueError(f"{operator}: {name} is {describe(x)}, not floating with at least {least} dimensions")
+
+
+def describe(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)} on {x.device}"
