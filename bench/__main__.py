@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bench import pipeline, pipeline_cut, pipeline_memory
 from bench.compile_time import first_steps, giant, growth, verification
 from bench.cpu_kernel_cases import CASES as CPU_KERNELS
 from bench.cpu_kernel_cases import DTYPES
@@ -277,6 +278,45 @@ def _offload(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _pipeline(options: argparse.Namespace) -> dict[str, Any]:
+    parts = _named(options.parts, PIPELINE_PARTS, "part")
+    return {part: PIPELINE_PARTS[part](options) for part in parts}
+
+
+def _pipeline_steps(options: argparse.Namespace) -> dict[int, Any]:
+    schedules = _named(options.schedules, pipeline.SCHEDULES, "schedule")
+    worlds = [int(world) for world in options.worlds.split(",")]
+    found = pipeline.step_times(schedules, worlds, options.rounds, options.steps)
+    for world, by_schedule in found.items():
+        for schedule, times in by_schedule.items():
+            Console().print(f"{world} ranks")
+            _print_steps(times, [f"torch {schedule}"])
+    return found
+
+
+def _pipeline_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
+    found = pipeline_memory.peaks(pipeline_memory.PLANS)
+    table = Table("plan", "rank", "predicted", "measured", "deviation")
+    for row in found:
+        numbers = (f"{row['predicted']:,}", f"{row['measured']:,}", f"{row['deviation']:+.4%}")
+        table.add_row(row["plan"], str(row["rank"]), *numbers)
+    Console(width=140).print(table)
+    return found
+
+
+def _pipeline_cut(options: argparse.Namespace) -> dict[str, Any]:
+    found = pipeline_cut.giant(16, options.cuts)
+    seconds, most = found["seconds"], max(found["stage_seconds"])
+    Console().print(
+        f"405B shape into 16 stages: {seconds['median']:.2f} s ({seconds['low']:.2f}–{seconds['high']:.2f});"
+    )
+    Console().print(f"the slowest takes {most:.3f} s a microbatch, {found['of_best']:.4f} of the least possible")
+    return found
+
+
+PIPELINE_PARTS = {"steps": _pipeline_steps, "memory": _pipeline_memory, "cut": _pipeline_cut}
+
+
 def _bubble(options: argparse.Namespace) -> dict[str, Any]:
     worlds = [int(world) for world in options.worlds.split(",")]
     found = idle_fractions(worlds, options.unit_ms / 1e3, options.elements, options.rounds)
@@ -376,6 +416,15 @@ def main() -> None:
     idling.add_argument("--rounds", type=int, default=3)
     idling.add_argument("--result", default="bubble")
     idling.set_defaults(run=_bubble)
+    cutting = commands.add_parser("pipeline", help="pipelines: steps, peaks of memory, the cut of a giant")
+    cutting.add_argument("--parts", default=",".join(PIPELINE_PARTS))
+    cutting.add_argument("--schedules", default=",".join(pipeline.SCHEDULES))
+    cutting.add_argument("--worlds", default="2,4")
+    cutting.add_argument("--rounds", type=int, default=6)
+    cutting.add_argument("--steps", type=int, default=3)
+    cutting.add_argument("--cuts", type=int, default=3, help="how often the giant is cut")
+    cutting.add_argument("--result", default="pipeline")
+    cutting.set_defaults(run=_pipeline)
     options = parser.parse_args()
     found = {
         "machine": description(),

@@ -16,13 +16,13 @@ def make_rival(name: str, model: nn.Module) -> Step:
     return RIVALS[name](model)
 
 
-def _adamw(module: nn.Module, *, foreach: bool = True) -> torch.optim.Optimizer:
+def adamw(module: nn.Module, *, foreach: bool = True) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.0, foreach=foreach)
 
 
 def plain_step(module: nn.Module, *, foreach: bool = True) -> Step:
     """A step as users write it. foreach: of the optimizer."""
-    optimizer = _adamw(module, foreach=foreach)
+    optimizer = adamw(module, foreach=foreach)
 
     def step(ids: torch.Tensor) -> float:
         loss = module(input_ids=ids, labels=ids).loss
@@ -66,9 +66,7 @@ def _deepspeed(model: nn.Module, stage: int) -> Step:
         "zero_optimization": {"stage": stage},
         "zero_force_ds_cpu_optimizer": False,
     }
-    engine, _, _, _ = deepspeed.initialize(
-        model=model, optimizer=_adamw(model), config=config, dist_init_required=False
-    )
+    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=adamw(model), config=config, dist_init_required=False)
 
     def step(ids: torch.Tensor) -> float:
         loss = engine(input_ids=ids, labels=ids).loss

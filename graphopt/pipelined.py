@@ -1,7 +1,8 @@
 """A model cut into stages: its steps, in which the ranks of `pp` each run theirs by a schedule."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,19 @@ from graphopt._torch import compiled_call, reparametrized
 from graphopt.capture.call import Loss, StepCall
 from graphopt.capture.guards import AttributeGuard, CallKey, ModelState
 from graphopt.capture.structure import Template
-from graphopt.emit.stage import Microbatch, StageProgram, StageRun
+from graphopt.cost.pipeline_memory import pipeline_memory
+from graphopt.emit.stage import (
+    BACKWARD,
+    FORWARD,
+    INPUT_GRADIENTS,
+    WEIGHT_GRADIENTS,
+    Microbatch,
+    StageProgram,
+    StageRun,
+)
 from graphopt.engine import Engine, call_uncompiled
 from graphopt.errors import GraphoptError, RankMismatchError
-from graphopt.ir import ParameterLayout
+from graphopt.ir import ParameterLayout, Program
 from graphopt.microbatches import Part, joined, microbatches
 from graphopt.plan import Plan
 from graphopt.report import Report
@@ -30,7 +40,7 @@ from graphopt.runtime.peers import Peers
 from graphopt.runtime.reduction import reduce_gradients
 from graphopt.runtime.state import Runtime
 from graphopt.runtime.tied import sum_over_stages
-from graphopt.schedules import Schedule, forwards, steps
+from graphopt.schedules import Schedule, Work, forwards, steps
 
 
 @dataclass
@@ -50,6 +60,11 @@ class CompiledStage:
     loss: str | None
     collectives: str
     layouts: Mapping[str, ParameterLayout]
+
+    @property
+    def wanted(self) -> Collection[str]:
+        """Outputs to keep: of a step in training nobody sees any but the loss."""
+        return self.outputs if self.loss is None else (self.loss,)
 
 
 @dataclass
@@ -102,7 +117,7 @@ class PipelinedEngine:
         self.runtime = runtime
         self.schedule = schedule
         self.loss = loss
-        self.report: Report | None = None
+        self._last: tuple[list[Part], list[Specialization]] | None = None
         self._group = mesh.get_group(plan.pipeline_axis)
         self._rank = mesh.get_local_rank(plan.pipeline_axis)
         self._compile_stages = compile_stages
@@ -154,10 +169,21 @@ class PipelinedEngine:
         self._compiled_parts(StepCall.of((args, kwargs), None, self.loss))
 
     def last_report(self) -> Report:
-        """Of the first stage on this rank, for the step that ran last."""
-        if self.report is None:
+        """Of the first stage on this rank, for the step that ran last, with the memory of all its microbatches."""
+        if self._last is None:
             raise GraphoptError("nothing is compiled yet: run a step, or give example_inputs to graphopt.compile")
-        return self.report
+        parts, (first, *_) = self._last
+        report, trains = first.any_stage.report, first.any_stage.loss is not None
+        schedule = self.schedule if trains else forwards(self.schedule)
+        step = pipeline_memory(
+            schedule.rows[self._rank],
+            {stage: _by_work(compiled.program) for stage, compiled in first.stages.items()},
+            self.plan.mesh,
+            wanted=first.any_stage.wanted,
+            shared_axes=self.runtime.collectives.shared_axes,
+            batch_bytes=sum(tensor.nbytes for part in parts for tensor in part.tensors),
+        )
+        return dataclasses.replace(report, pipeline_memory=step)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         raise GraphoptError("a step of a pipeline reduces gradients once; say pipeline.microbatches for more of them")
@@ -215,7 +241,8 @@ class PipelinedEngine:
             for part, each in zip(parts, compiled, strict=True)
         ]
         own = schedule.stages_of(self._rank)
-        runs = {stage: StageRun([each.stages[stage].program for each in compiled], batches) for stage in own}
+        wanted = compiled[0].any_stage.wanted
+        runs = {stage: StageRun([each.stages[stage].program for each in compiled], batches, wanted) for stage in own}
         rows = steps(schedule)
         resident = self.runtime.resident
         run(rows[self._rank], runs, schedule.rank_of_stage, self._peers, self.runtime.collectives.alarm)
@@ -228,14 +255,19 @@ class PipelinedEngine:
             dtype = self.plan.precision.compute_dtype
             call = call.with_tensors([t.to(dtype) if t.is_floating_point() else t for t in call.tensors])
         parts = microbatches(call.tensors, self.plan.microbatches)
-        return parts, [self._find(call.with_tensors(part.tensors)) for part in parts]
+        found: dict[tuple[torch.Size, ...], Specialization] = {}  # all but one or two of the same
+        for part in parts:
+            shapes = tuple(tensor.shape for tensor in part.tensors)
+            if shapes not in found:
+                found[shapes] = self._find(call.with_tensors(part.tensors))
+        self._last = parts, [found[tuple(tensor.shape for tensor in part.tensors)] for part in parts]
+        return self._last
 
     def _find(self, call: StepCall) -> Specialization:
         key = (self._state.key(call.spec, call.tensors), tuple(tensor.shape for tensor in call.tensors))
         known = self._known.get(key)
         if known is None or any(stage.attributes.broken() for stage in known.stages.values()):
             known = self._known[key] = self._compiled(call)
-        self.report = known.any_stage.report
         return known
 
     def _compiled(self, call: StepCall) -> Specialization:
@@ -298,6 +330,16 @@ def _world() -> dist.ProcessGroup:
     group = dist.group.WORLD
     assert group is not None
     return group
+
+
+def _by_work(stage: StageProgram) -> dict[Work, Program]:
+    names = {
+        Work.FORWARD: FORWARD,
+        Work.BACKWARD: BACKWARD,
+        Work.INPUT_GRADIENT: INPUT_GRADIENTS,
+        Work.WEIGHT_GRADIENT: WEIGHT_GRADIENTS,
+    }
+    return {work: stage.parts[name] for work, name in names.items() if name in stage.parts}
 
 
 def _seed(stage: CompiledStage, part: Part, device: torch.device) -> dict[str, torch.Tensor]:

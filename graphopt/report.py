@@ -11,6 +11,7 @@ from torch import fx
 
 from graphopt.cost.communication import Communication
 from graphopt.cost.memory import Memory
+from graphopt.cost.pipeline_memory import PipelineMemory
 from graphopt.passes.pipeline import PassRecord
 from graphopt.sizes import readable_size
 
@@ -22,7 +23,8 @@ class Report:
     forward_graph, step_graph: the graphs after all passes of their level. pipeline: the passes as text.
     passes: what each pass did. communication, memory: of one step on one rank, predicted from the program.
     compile_seconds: capture, passes and emission. source, source_path: the emitted Python.
-    notes: what the compiler fell back to, and why.
+    notes: what the compiler fell back to, and why. pipeline_memory: of a rank in a pipeline, of all microbatches of a
+    step; the rest is of one microbatch and the rank's first stage.
     """
 
     forward_graph: fx.GraphModule = field(repr=False)
@@ -35,9 +37,11 @@ class Report:
     source: str = field(repr=False)
     source_path: Path
     notes: list[str] = field(default_factory=list)
+    pipeline_memory: PipelineMemory | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the graphs and the source, as plain values for JSON."""
+        step = self.pipeline_memory
         return {
             "pipeline": self.pipeline,
             "passes": [vars(record) for record in self.passes],
@@ -46,6 +50,7 @@ class Report:
             "compile_seconds": self.compile_seconds,
             "source_path": str(self.source_path),
             "notes": self.notes,
+            **({} if step is None else {"pipeline_memory": step.to_dict()}),
         }
 
     def print(self) -> None:
@@ -60,6 +65,9 @@ class Report:
         yield passes_table(self.passes)
         yield communication_table(self.communication)
         yield memory_table(self.memory)
+        if self.pipeline_memory is not None:
+            step = self.pipeline_memory
+            yield f"peak of a rank's step: {readable_size(step.peak_bytes)}, in {step.peak_action} of its schedule"
         yield from self._closing_lines()
 
     def _closing_lines(self) -> Iterator[str]:

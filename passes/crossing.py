@@ -92,6 +92,12 @@ class Row:
         sizes = self.crossing_bytes[first : last + 1]
         return first + int(np.argmin(np.where(sizes < 0, np.iinfo(np.int64).max, sizes)))
 
+    def seconds(self, hardware: Hardware) -> NDArray[np.float64]:
+        """[calls]: what each call takes in a step, its backward included."""
+        return np.array(
+            [compute_seconds(work_of(node), hardware) * (1 + _BACKWARD * (node in self.tracked)) for node in self.calls]
+        )
+
     def lines(self, hardware: Hardware, state_bytes: dict[str, int]) -> tuple[NDArray[np.int64], Lines]:
         """The places of the lines at which the row may be cut, both ends among them, and what lies before each.
 
@@ -99,9 +105,9 @@ class Row:
         """
         at = np.concatenate([[0], self.narrow, [len(self.calls)]])
         sums = np.zeros((4, len(self.calls) + 1))
+        sums[0, 1:] = self.seconds(hardware)
         known: set[fx.Node] = set()
         for index, node in enumerate(self.calls, start=1):
-            sums[0, index] = compute_seconds(work_of(node), hardware) * (1 + _BACKWARD * (node in self.tracked))
             for source in node.all_input_nodes:
                 name = self._parameters.get(source)
                 sums[3, index] += name is not None

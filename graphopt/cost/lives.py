@@ -27,6 +27,7 @@ _INPUTS = {
     InputKind.BATCH: "batch",
     InputKind.TANGENT: "batch",
     InputKind.RECEIVED: "batch",
+    InputKind.SAVED: "activations",
 }
 
 
@@ -132,6 +133,8 @@ def inputs_of_step(program: Program, sizes: Sizes[Size]) -> Iterator[Life[Size]]
 
 def _trained(program: Program, sizes: Sizes[Size], around: Around) -> Iterator[Life[Size]]:
     """Optimizer state, and gradients that were there before."""
+    if around == Around():
+        return
     parameters = {role.name: node for role, node in program.nodes_of(InputKind.PARAMETER, InputKind.SHARD)}
     for role, gradient in program.results_of(OutputKind.GRADIENT):
         if gradient is None:

@@ -1,12 +1,13 @@
 """One stage of a pipeline as it runs: emitted functions, and what a microbatch leaves between them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from graphopt.emit.module import EmittedFunction
 from graphopt.ir import Effect, Input, InputKind, OutputKind, Program, effect_of
+from graphopt.ir.liveness import own_results
 from graphopt.runtime.messages import TensorSpec
 from graphopt.runtime.random import rank_generator
 from graphopt.runtime.reduction import UnreducedGradients
@@ -45,6 +46,7 @@ class StageProgram:
         forward = self.parts[FORWARD]
         self.is_random = any(effect_of(node) is Effect.RANDOM for node in forward.compute_nodes())
         self.updated = {role.name for role in forward.outputs if role.kind is OutputKind.BUFFER}
+        self.own_gradients = {name: _own_gradients(part) for name, part in self.parts.items()}
         self.user_outputs = [role.name for role in forward.outputs if role.kind is OutputKind.USER]
 
 
@@ -68,13 +70,16 @@ class Microbatch:
 class StageRun:
     """A stage through the microbatches of one step; see `graphopt.runtime.stages.Stage`.
 
-    outputs: of the model, of each microbatch, those that this stage makes. gradients: of parameters, added up.
+    outputs: of the model, of each microbatch, those that are wanted of this stage. gradients: of parameters, added up.
     """
 
-    def __init__(self, programs: Sequence[StageProgram], microbatches: Sequence[Microbatch]) -> None:
-        """programs: for each microbatch."""
+    def __init__(
+        self, programs: Sequence[StageProgram], microbatches: Sequence[Microbatch], wanted: Collection[str]
+    ) -> None:
+        """programs: for each microbatch. wanted: names of outputs; what is not wanted is let go."""
         self._programs = programs
         self._microbatches = microbatches
+        self._wanted = wanted
         self._kept: dict[int, dict[_Key, torch.Tensor]] = {}
         self.outputs: dict[int, dict[str, torch.Tensor]] = {}
         self.gradients = UnreducedGradients()
@@ -86,13 +91,14 @@ class StageRun:
             (InputKind.RECEIVED, crossing.name): value
             for crossing, value in zip(program.received, received, strict=True)
         }
+        received.clear()  # how long each lives is decided here
         for name in program.updated if len(program.parts) > 1 else ():
             kept[InputKind.BUFFER, name] = runtime.slots[name].get().clone()  # backward reads what forward read
         self._kept[microbatch] = kept
         found = self._run(FORWARD, microbatch)
         for name in program.updated:
             runtime.slots[name].get().copy_(found[OutputKind.BUFFER][name])
-        self.outputs[microbatch] = found[OutputKind.USER]
+        self.outputs[microbatch] = {n: value for n, value in found[OutputKind.USER].items() if n in self._wanted}
         self._keep(microbatch, found[OutputKind.SAVED])
         return [found[OutputKind.SENT][crossing.name] for crossing in program.sent]
 
@@ -103,7 +109,8 @@ class StageRun:
         return self._backward(INPUT_GRADIENTS, microbatch, gradients)
 
     def weight_gradients(self, microbatch: int) -> None:
-        self.gradients.add(self._run(WEIGHT_GRADIENTS, microbatch)[OutputKind.GRADIENT])
+        gradients = self._run(WEIGHT_GRADIENTS, microbatch)[OutputKind.GRADIENT]
+        self.gradients.add(gradients, self._programs[microbatch].own_gradients[WEIGHT_GRADIENTS])
 
     def incoming(self, microbatch: int) -> list[TensorSpec]:
         return [crossing.spec for crossing in self._programs[microbatch].received]
@@ -117,17 +124,15 @@ class StageRun:
     def outgoing_gradients(self, microbatch: int) -> list[bool]:
         return [crossing.has_gradient for crossing in self._programs[microbatch].sent]
 
-    def _backward(
-        self, part: str, microbatch: int, gradients: Sequence[torch.Tensor | None]
-    ) -> list[torch.Tensor | None]:
+    def _backward(self, part: str, microbatch: int, gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
         program, kept = self._programs[microbatch], self._kept[microbatch]
-        for crossing, gradient in zip(program.sent, gradients, strict=False):  # behind the last stage there are none
-            if gradient is not None:
-                kept[InputKind.TANGENT, crossing.name] = gradient
-        for name, tangent in self._microbatches[microbatch].tangents.items():
-            kept[InputKind.TANGENT, name] = tangent
+        arrived = zip(program.sent, gradients, strict=False)  # behind the last stage there are none
+        kept.update({(InputKind.TANGENT, crossing.name): value for crossing, value in arrived if value is not None})
+        gradients.clear()
+        tangents = self._microbatches[microbatch].tangents
+        kept.update({(InputKind.TANGENT, name): tangent for name, tangent in tangents.items()})
         found = self._run(part, microbatch)
-        self.gradients.add(found[OutputKind.GRADIENT])
+        self.gradients.add(found[OutputKind.GRADIENT], program.own_gradients[part])
         self._keep(microbatch, found[OutputKind.SAVED])
         returned = found[OutputKind.RECEIVED_GRADIENT]
         return [_or_zeros(returned.get(crossing.name), crossing, program.device) for crossing in program.received]
@@ -170,6 +175,11 @@ class StageRun:
         if role.kind is InputKind.CONSTANT:
             return program.parts[FORWARD].constants[role.name]
         return program.runtime.value_of(role)
+
+
+def _own_gradients(part: Program) -> frozenset[str]:
+    own = own_results(part)
+    return frozenset(role.name for role, node in part.results_of(OutputKind.GRADIENT) if node in own)
 
 
 def _or_zeros(gradient: torch.Tensor | None, crossing: Crossing, device: torch.device) -> torch.Tensor | None:

@@ -1,6 +1,7 @@
 """Which storage each value lives in, and from when to when."""
 
 import operator
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from graphopt.ir.collectives import WAIT
 from graphopt.ir.copies import COPY_WAITS
 from graphopt.ir.effects import is_view
 from graphopt.ir.program import Program
-from graphopt.ir.values import is_contiguous
+from graphopt.ir.values import byte_size, is_contiguous
 
 # Shares storage with its argument, though its schema does not say so.
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
@@ -60,6 +61,20 @@ def intervals(program: Program) -> list[Interval]:
         for node in program.graph.nodes
         if node.op == "call_function" and owner[node] is node and isinstance(node.meta.get("val"), torch.Tensor)
     ]
+
+
+def own_results(program: Program) -> set[fx.Node]:
+    """Results that nothing else lies in the storage of, so that who gets one may write to it."""
+    owner = storage_of(program)
+    results = [node for node in program.results if node is not None]
+    lying = Counter(owner[node] for node in results)
+    return {
+        node
+        for node in results
+        if lying[owner[node]] == 1
+        and owner[node].op == "call_function"
+        and byte_size(node.meta["val"]) == byte_size(owner[node].meta["val"])
+    }
 
 
 def _allocator(node: fx.Node) -> fx.Node:

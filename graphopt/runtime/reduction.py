@@ -1,6 +1,6 @@
 """Gradients summed over microbatches first and over ranks once."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -19,11 +19,14 @@ class UnreducedGradients:
     def __bool__(self) -> bool:
         return bool(self._sums)
 
-    def add(self, gradients: Mapping[str, torch.Tensor]) -> None:
-        """Add this pass's gradients, by parameter name."""
+    def add(self, gradients: Mapping[str, torch.Tensor], own: Collection[str] = ()) -> None:
+        """Add this pass's gradients, by parameter name. own: those that nobody else reads, which may be written to."""
         for name, gradient in gradients.items():
             known = self._sums.get(name)
-            self._sums[name] = gradient.clone() if known is None else known.add_(gradient)
+            if known is None:
+                self._sums[name] = gradient if name in own else gradient.clone()
+            else:
+                known.add_(gradient)
 
     def take(self) -> dict[str, torch.Tensor]:
         """The sums; none are left behind."""

@@ -12,7 +12,8 @@ class Stage(Protocol):
     """One stage of a model; it keeps what it needs of a microbatch from its forward to its last backward.
 
     What comes before the stage and what goes behind it are lists of tensors of one order on both sides; a gradient of
-    theirs is None where there is none. The first stage receives nothing, the last one gives nothing on.
+    theirs is None where there is none. The first stage receives nothing, the last one gives nothing on. A stage may
+    take what it is given out of the lists, which lets it decide how long each lives.
     """
 
     def forward(self, microbatch: int, received: list[torch.Tensor]) -> Sequence[torch.Tensor]:

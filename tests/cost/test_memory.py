@@ -10,13 +10,13 @@ import graphopt
 from bench.live import Live, most_alive, state_of
 from bench.memory import POLICIES, STAGES, Case, cases, measure, peak_on_this_rank
 from bench.models import DIMENSIONS, MODELS
+from bench.segments import is_in_segment, mapped_segments
 from graphopt.cost.communication import communication
 from graphopt.cost.lives import OPTIMIZERS, Around, OptimizerState
 from graphopt.cost.memory import Memory, memory
 from graphopt.ir import OutputKind
 from tests.ir.built import Hand, functional
 from tests.support.programs import Mlp, lowered
-from tests.support.segments import is_in_segment, mapped_segments
 from tests.support.zoo import CONVNET, ZOO
 
 MATRIX = 16 * 16 * 4

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from graphopt.cost.memory import memory
 from graphopt.ir import Program
-from graphopt.ir.liveness import intervals, storage_of
+from graphopt.ir.liveness import intervals, own_results, storage_of
 from tests.ir.built import Hand, functional, real_inputs, run, storage_bytes
 from tests.support.programs import lowered
 from tests.support.zoo import CONVNET, ZOO
@@ -121,3 +121,15 @@ def test_items_of_a_collective_are_storages_that_start_with_it() -> None:
         (second.args[0], position[launched], None),
         (total, position[total], None),
     ]
+
+
+def test_own_results_are_those_with_a_storage_to_themselves() -> None:
+    hand = Hand()
+    x = hand.input(4, 4)
+    turned = hand.call(aten.t.default, x)
+    fresh = hand.call(aten.t.default, hand.call(aten.neg.default, x))
+    half = hand.call(aten.slice.Tensor, hand.call(aten.neg.default, x), 0, 0, 2)
+    wide = hand.call(aten.expand.default, hand.call(aten.sum.dim_IntList, x, [0], True), [4, 4])
+    twice = hand.call(aten.neg.default, x)
+    program = hand.program(turned, fresh, half, wide, twice, hand.call(aten.t.default, twice))
+    assert own_results(program) == {fresh}

@@ -8,13 +8,13 @@ import torch
 
 import graphopt
 from bench.live import most_alive
+from bench.segments import is_in_file
 from graphopt import Offload, Plan, PlanError
 from graphopt.cost.memory import Memory
 from graphopt.errors import PassError
 from graphopt.inspect.differential import check
 from graphopt.offload import DiskAdamW
 from graphopt.passes.offload_state import OffloadStateOptions
-from tests.support.segments import is_in_file
 from tests.support.training import differences
 from tests.support.zoo import WITH_DROPOUT, ZOO, Entry
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 import graphopt
+from bench.segments import is_in_segment, mapped_segments
 from graphopt import Plan, Zero
 from graphopt._torch import TorchDispatchMode
-from tests.support.segments import is_in_segment, mapped_segments
 
 WIDTH, LAYERS = 128, 8
 LAYER_BYTES = 2 * WIDTH * WIDTH * 4
