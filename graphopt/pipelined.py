@@ -292,9 +292,8 @@ class PipelinedEngine:
         for stage in sorted(progress.runs):
             for name, gradient in progress.runs[stage].gradients.take().items():
                 sums[name] = sums[name] + gradient if name in sums else gradient
-        trained = {
-            name: layout for name, layout in self.runtime.layouts.items() if self.runtime.slots[name].get().requires_grad
-        }
+        slots, layouts = self.runtime.slots, self.runtime.layouts
+        trained = {name: layout for name, layout in layouts.items() if slots[name].get().requires_grad}
         device = self.runtime.collectives.device
         sum_over_stages(sums, trained, self.schedule.rank_of_stage, self._rank, self._peers, device)
         if self.plan.data_parallel_ranks > 1:
