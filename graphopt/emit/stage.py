@@ -110,7 +110,7 @@ class StageRun:
 
     def weight_gradients(self, microbatch: int) -> None:
         gradients = self._run(WEIGHT_GRADIENTS, microbatch)[OutputKind.GRADIENT]
-        self.gradients.add(gradients, self._programs[microbatch].own_gradients[WEIGHT_GRADIENTS])
+        self.gradients.add(gradients, self._programs[microbatch].own_gradients.get(WEIGHT_GRADIENTS, frozenset()))
 
     def incoming(self, microbatch: int) -> list[TensorSpec]:
         return [crossing.spec for crossing in self._programs[microbatch].received]
@@ -132,7 +132,7 @@ class StageRun:
         tangents = self._microbatches[microbatch].tangents
         kept.update({(InputKind.TANGENT, name): tangent for name, tangent in tangents.items()})
         found = self._run(part, microbatch)
-        self.gradients.add(found[OutputKind.GRADIENT], program.own_gradients[part])
+        self.gradients.add(found[OutputKind.GRADIENT], program.own_gradients.get(part, frozenset()))
         self._keep(microbatch, found[OutputKind.SAVED])
         returned = found[OutputKind.RECEIVED_GRADIENT]
         return [_or_zeros(returned.get(crossing.name), crossing, program.device) for crossing in program.received]
