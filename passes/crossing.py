@@ -80,11 +80,15 @@ class Row:
         return np.where(others > 0, -1, sizes)
 
     @cached_property
+    def readers(self) -> list[int]:
+        """The places of the calls that read parameters."""
+        parameters = self._parameters.keys()
+        return [place for place, node in enumerate(self.calls) if not parameters.isdisjoint(node.all_input_nodes)]
+
+    @cached_property
     def narrow(self) -> NDArray[np.int64]:
         """Of the lines between any two calls that read parameters, one behind the other, that over which least goes."""
-        parameters = self._parameters.keys()
-        readers = [i for i, node in enumerate(self.calls) if not parameters.isdisjoint(node.all_input_nodes)]
-        found = [self.narrowest(first + 1, last) for first, last in itertools.pairwise(readers)]
+        found = [self.narrowest(first + 1, last) for first, last in itertools.pairwise(self.readers)]
         return np.array([line for line in found if self.crossing_bytes[line] >= 0], dtype=np.int64)
 
     def narrowest(self, first: int, last: int) -> int:

@@ -111,7 +111,18 @@ class Cut(Pass):
             places.append(row.place[row.calls[found]])
         if sorted(set(places)) != places or not places[0]:
             raise PassError(f"cut: the modules {', '.join(self.options.modules)} do not run in this order; sort them")
+        self._require_parameters(row, places)
         return places
+
+    def _require_parameters(self, row: Row, places: list[int]) -> None:
+        """Raises PassError for a stage that reads no parameter, so that there is nothing to train or to hold there."""
+        for stage, (first, behind) in enumerate(itertools.pairwise([0, *places, len(row.calls)])):
+            if not any(first <= place < behind for place in row.readers):
+                last = next((place for place in row.readers if place >= behind), row.readers[-1])
+                raise PassError(
+                    f"cut: stage {stage}, before {_described(row, min(behind, len(row.calls) - 1))}, has no parameters; "
+                    f"the nearest call that reads some is {_described(row, last)}: cut behind it"
+                )
 
     def _require_narrow(self, row: Row, place: int) -> None:
         """Raises PassError where more would cross than may."""

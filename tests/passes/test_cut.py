@@ -176,6 +176,10 @@ def test_what_is_decided_stays_so() -> None:
         ("stages=2,at=model.layer.1", "no module 'model.layer.1' runs; .* 'model.layers.1'"),
         ("stages=3,at=model.layers.1|model.layers.0", "do not run in this order; sort them"),
         ("stages=2,at=model.layers.0.self_attn.o_proj,send_bytes=40000", "of a microbatch would cross; the nearest"),
+        (
+            "stages=3,at=model.layers.1.mlp.act_fn|model.layers.1.mlp.up_proj",
+            "stage 1, before .* of model.layers.1.mlp.*, has no parameters; the nearest call that reads some is linear",
+        ),
         ("stages=2,memory_bytes=1000", "no cut into 2 stages leaves each at most 1000; the nearest takes"),
     ],
 )
