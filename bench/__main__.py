@@ -94,7 +94,7 @@ def _split_bytes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _split_choice(options: argparse.Namespace) -> dict[int, Any]:
-    found = choosing(32, (8, 32), options.choices)
+    found = choosing(32, (8, 64), options.choices)
     table = Table("ranks", "classes s", "space s", "choice s", "total s", "quartiles")
     for ranks, parts in found.items():
         total = parts["total"]
