@@ -119,10 +119,10 @@ class Cut(Pass):
         for stage, (first, behind) in enumerate(itertools.pairwise([0, *places, len(row.calls)])):
             if not any(first <= place < behind for place in row.readers):
                 last = next((place for place in row.readers if place >= behind), row.readers[-1])
-                end = min(behind, len(row.calls) - 1)
+                end = _described(row, min(behind, len(row.calls) - 1))
                 raise PassError(
-                    f"cut: stage {stage}, before {_described(row, end)}, has no parameters; the nearest call that reads "
-                    f"some is {_described(row, last)}: cut behind it"
+                    f"cut: stage {stage}, before {end}, has no parameters; the nearest call that reads some is "
+                    f"{_described(row, last)}: cut behind it"
                 )
 
     def _require_narrow(self, row: Row, place: int) -> None:
