@@ -38,11 +38,6 @@ def gptj() -> nn.Module:
     return hf.GPTJForCausalLM(hf.GPTJConfig(**_text, **sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
 
 
-def bloom() -> nn.Module:
-    config = hf.BloomConfig(**_text, hidden_size=64, n_layer=1, n_head=4, hidden_dropout=0.0, attention_dropout=0.0)
-    return hf.BloomForCausalLM(config).eval()  # to train it has a derivative of its own, which no export takes
-
-
 def gated_t5() -> nn.Module:
     config = hf.T5Config(
         vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=1, num_heads=4, decoder_start_token_id=0,
@@ -56,7 +51,7 @@ def _in_bf16(entry: Entry) -> Entry:
 
 
 _BUILDERS: tuple[Callable[[], nn.Module], ...] = (
-    qwen3, mistral, gemma, gemma3, gpt_neox, gptj, bloom, gated_t5,
+    qwen3, mistral, gemma, gemma3, gpt_neox, gptj, gated_t5,
 )  # fmt: skip
 _causal = ZOO["llama"].batch
 FUSABLE: dict[str, Entry] = {build.__name__: Entry(build, _causal) for build in _BUILDERS}
