@@ -11,6 +11,7 @@ import math
 import torch
 from torch import fx
 
+from graphopt.dimensions.notation import same_shape
 from graphopt.passes.patterns.fusion import Fusion, Replacements, Site, Writer
 from graphopt.passes.patterns.pattern import (
     Pattern,
@@ -19,6 +20,7 @@ from graphopt.passes.patterns.pattern import (
     dtype_of,
     either,
     exactly,
+    named,
     packet_of,
     product,
     reshape_source,
@@ -54,20 +56,20 @@ def _activated(name: str) -> Pattern:
 
 def _fits_gated(site: Site) -> bool:
     gate, up = site.value("gate"), site.value("up")
-    as_wide = gate.shape[-1:] == up.shape[-1:] and up.shape == site.result.shape and gate.numel() == up.numel()
-    return as_wide and gate.dtype == up.dtype == site.result.dtype
+    is_alike = same_shape(site.value("activated").shape, up.shape)
+    return is_alike and gate.dtype == up.dtype == site.result.dtype
 
 
 def _write_gated(writer: Writer) -> Replacements:
     site = writer.site
     with writer.before(site.root):
-        gate = writer.like(site["gate"], site.value("up"))
+        gate = writer.like(site["gate"], site["activated"])
         return {site.root: writer.call(GATED, gate, site["up"], site["activation"])}
 
 
 def _fits_biased(site: Site) -> bool:
     x = site.value("x")
-    is_alike = x.shape == site.result.shape and x.dtype == site.result.dtype and x.dim() > 0
+    is_alike = same_shape(x.shape, site.result.shape) and x.dtype == site.result.dtype and x.dim() > 0
     return is_alike and (site["spelled"] or _biased(site) is not None) and site["activation"] != "silu"
 
 
@@ -82,7 +84,7 @@ def _biased(site: Site) -> fx.Node | None:
         if not is_alone:
             return None
     bias = _bias_of(x)
-    is_row = bias is not None and bias.meta["val"].shape == x.meta["val"].shape[-1:]
+    is_row = bias is not None and same_shape(bias.meta["val"].shape, x.meta["val"].shape[-1:])
     return x if is_row and bias is not None and dtype_of(bias) in (dtype_of(x), torch.float32) else None
 
 
@@ -105,7 +107,7 @@ def _write_biased(writer: Writer) -> Replacements:
                 x = writer.call(aten.linear.default, *biased.args[:2])
             else:
                 x = writer.call(aten.mm.default, *biased.args[1:])
-            x = writer.like(x, site.result)
+            x = writer.like(x, site["x"])
         return {site.root: writer.call(BIAS_ACTIVATION, x, bias, site["activation"])}
 
 
@@ -113,7 +115,7 @@ FUSIONS = (
     Fusion(
         "gated",
         FAMILY,
-        call(aten.mul, reshaped(_activated("gate")), bind("up")),
+        call(aten.mul, named("activated", reshaped(_activated("gate"))), bind("up")),
         of="gate",
         fits=_fits_gated,
         write=_write_gated,

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from graphopt._torch import argument
+from graphopt.dimensions.notation import same_shape
 from graphopt.passes.patterns.fusion import Fusion, Replacements, Site, Writer
 from graphopt.passes.patterns.pattern import (
     Found,
@@ -41,7 +42,7 @@ def _loss(value: Any, found: Found) -> Iterator[Found]:
 
 def _fits(site: Site) -> bool:
     logits, targets = site.value("logits"), site.value("targets")
-    return logits.dim() == 2 and targets.shape == logits.shape[:1] and targets.dtype == torch.int64
+    return logits.dim() == 2 and same_shape(targets.shape, logits.shape[:1]) and targets.dtype == torch.int64
 
 
 def _product(site: Site) -> tuple[fx.Node, list[fx.Node]] | None:
@@ -76,7 +77,7 @@ def _write_loss(writer: Writer) -> Replacements:
     site = writer.site
     with writer.before(site.root):
         options = (site["ignore_index"], site["smoothing"], 0.0)
-        logits = writer.like(_narrow(site["logits"]), site.value("logits"))
+        logits = writer.like(_narrow(site["logits"]), site["logits"])
         losses = writer.item(writer.call(CROSS_ENTROPY, logits, site["targets"], *options), 0)
         if site["reduction"] in (_MEAN, _SUM):
             losses = writer.call(aten.sum.default, losses)

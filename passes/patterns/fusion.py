@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphopt.dimensions.notation import same_shape
 from graphopt.ir import InputKind, Phase, Program, facts_of
 from graphopt.passes.build import Builder
-from graphopt.passes.patterns.pattern import Found, Pattern
+from graphopt.passes.patterns.pattern import Found, Pattern, uncast
 from graphopt.triton_kernels.choice import Family, mode_of_kernels
 
 aten = torch.ops.aten
@@ -65,10 +66,11 @@ class Writer:
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         return node if node.meta["val"].dtype == dtype else self.call(aten._to_copy.default, node, dtype=dtype)
 
-    def like(self, node: fx.Node, value: torch.Tensor) -> fx.Node:
-        """A node in the shape of `value`, of as many elements."""
-        shape = list(value.shape)
-        return node if list(node.meta["val"].shape) == shape else self.call(aten.reshape.default, node, shape)
+    def like(self, node: fx.Node, viewed: fx.Node) -> fx.Node:
+        """A node in the shape of another, which may be a view of one in its shape, and cast."""
+        if same_shape(node.meta["val"].shape, viewed.meta["val"].shape):
+            return node
+        return self.call(aten.reshape.default, node, uncast(viewed).args[1])
 
 
 Replacements = Mapping[fx.Node, fx.Node]

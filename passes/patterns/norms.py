@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from graphopt._torch import argument
+from graphopt.dimensions.notation import same_shape
 from graphopt.ir import facts_of
 from graphopt.passes.patterns.fusion import Fusion, Replacements, Site, Writer
 from graphopt.passes.patterns.pattern import (
@@ -69,8 +70,8 @@ def _fits_rms(site: Site) -> bool:
 def _fits(site: Site) -> bool:
     x = site.value("x")
     rows = [site.value(name) for name in ("weight", "bias") if site[name] is not None]
-    are_rows = all(row.shape == x.shape[-1:] and row.dtype in (x.dtype, torch.float32) for row in rows)
-    return are_rows and site.result.shape == x.shape and site.result.dtype == x.dtype
+    are_rows = all(same_shape(row.shape, x.shape[-1:]) and row.dtype in (x.dtype, torch.float32) for row in rows)
+    return are_rows and same_shape(site.result.shape, x.shape) and site.result.dtype == x.dtype
 
 
 def _total(site: Site) -> fx.Node | None:
@@ -80,9 +81,10 @@ def _total(site: Site) -> fx.Node | None:
         node = source
     if node is None or packet_of(node) is not aten.add or len(node.args) != 2 or node.kwargs:
         return None
-    values = [each.meta["val"] if isinstance(each, fx.Node) else None for each in (*node.args, node)]
-    shapes = [(value.shape, value.dtype) if isinstance(value, torch.Tensor) else None for value in values]
-    return node if None not in shapes and shapes[0] == shapes[1] == shapes[2] else None
+    one, other = (each.meta["val"] if isinstance(each, fx.Node) else None for each in node.args)
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor) or one.dtype != other.dtype:
+        return None
+    return node if same_shape(one.shape, other.shape) else None
 
 
 def _sums(site: Site) -> bool:
@@ -122,7 +124,8 @@ def _write_sum(writer: Writer, operator: Any, options: tuple[Any, ...]) -> Repla
     with writer.before(total):
         normed = writer.call(operator, *total.args, *options)
         y, whole = writer.item(normed, 0), writer.item(normed, 1)
-        return {site.root: writer.like(y, site.result), total: whole}
+    with writer.before(site.root):
+        return {site.root: writer.like(y, site["x"]), total: whole}
 
 
 FUSIONS = (

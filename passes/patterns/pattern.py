@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from graphopt._torch import OpOverload
+from graphopt.dimensions.notation import same_size
 
 aten = torch.ops.aten
 _CASTS = frozenset({aten._to_copy, aten.type_as})
@@ -78,7 +79,7 @@ def reshape_source(value: Any) -> fx.Node | None:
         return None
     source: fx.Node = value.args[0]
     given, made = source.meta["val"].shape, value.meta["val"].shape
-    return source if len(given) and len(made) and given[-1] == made[-1] else None
+    return source if len(given) and len(made) and same_size(given[-1], made[-1]) else None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphopt.dimensions.notation import same_shape
 from graphopt.ir import facts_of
 from graphopt.passes.patterns.fusion import Fusion, Replacements, Site, Writer
 from graphopt.passes.patterns.pattern import (
@@ -99,7 +100,9 @@ def _is_doubled(node: Any) -> bool:
             given = node.args[0]
             return len(given) == 2 and given[0] is given[1] and _is_last(node, node.args[1:])
         by_number = operator is aten.mul and not isinstance(node.args[1], fx.Node)
-        keeps = operator in _KEEPS_PAIRS and node.meta["val"].shape[-1:] == node.args[0].meta["val"].shape[-1:]
+        keeps = operator in _KEEPS_PAIRS and same_shape(
+            node.meta["val"].shape[-1:], node.args[0].meta["val"].shape[-1:]
+        )
         if not (by_number or keeps or cast_source(node) is not None):
             return False
         node = node.args[0]
@@ -114,11 +117,14 @@ def _fits(site: Site) -> bool:
     x, cos, sin = site.value("x"), site.value("cos"), site.value("sin")
     heads, is_repeated = site["kind"]
     wanted = site["width"] // 2 if is_repeated else site["width"]
-    positions = x.shape[3 - heads] if x.dim() == 4 else None
-    fits = cos.shape == sin.shape and list(cos.shape[1:]) == [positions, wanted] and cos.shape[0] in (1, x.shape[0])
-    is_alike = site.result.shape == x.shape and site.result.dtype == x.dtype
+    if x.dim() != 4 or heads not in (1, 2):
+        return False
+    fits = same_shape(cos.shape, sin.shape) and any(
+        same_shape(cos.shape, (rows, x.shape[3 - heads], wanted)) for rows in (1, x.shape[0])
+    )
+    is_alike = same_shape(site.result.shape, x.shape) and site.result.dtype == x.dtype
     is_constant = not {site["cos"], site["sin"]} & site.varying
-    return fits and is_alike and is_constant and is_repeated == site["interleaved"] and heads in (1, 2)
+    return fits and is_alike and is_constant and is_repeated == site["interleaved"]
 
 
 def _together(site: Site) -> Hashable:

@@ -45,7 +45,7 @@ def test_loss_and_gradients_are_those_of_the_model(name: str) -> None:
     assert _apart(found[1], wanted[1]) < 2e-6
 
 
-@pytest.mark.parametrize("plan", ["remat=full", "remat=0.7", "dynamic=batch"])
+@pytest.mark.parametrize("plan", ["remat=full", "remat=0.7", "dynamic=batch,sequence"])
 def test_other_passes_take_the_operators(plan: str) -> None:
     torch.manual_seed(0)
     model, batch = ZOO["llama"].build(), ZOO["llama"].batch()

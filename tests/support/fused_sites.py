@@ -1,4 +1,6 @@
-"""What a person would mark in models for kernels to replace, and what `fuse` finds: ``python -m tests.support.fused_sites``.
+"""What a person would mark in models for kernels to replace, and what `fuse` finds.
+
+``python -m tests.support.fused_sites`` writes the latter down anew.
 
 Not marked: DeepSeek's rotary embedding, which takes pairs side by side and leaves them half a width apart; CLIP's
 activation, x * sigmoid(1.702 x); GELU behind a convolution or a product without bias. BLOOM is missing: its activation
