@@ -137,6 +137,7 @@ def _together(site: Site) -> Hashable:
 
 def _write(writer: Writer) -> Replacements:
     """Those of the site, and of the other one; nothing if one is read before the other is there."""
+    assert writer.other is not None
     sites = sorted((writer.site, writer.other), key=lambda site: site.place[site.root])
     (first, second), place = sites, writer.site.place
     if max(place.get(site[name], -1) for site in sites for name in ("x", "cos", "sin")) < place[first.root]:
