@@ -32,6 +32,8 @@ def pipeline_text(plan: Plan, likely: Mapping[str, str] | None = None) -> str:
         steps.append(f"chunk{{chunks={plan.tensor.chunks}}}")
     if plan.pipeline_ranks > 1:
         steps.append(_cut_text(plan))
+    if plan.kernels != "off":
+        steps.append("fuse")
     steps.append("differentiate")
     if plan.precision is not None:
         steps.append("precision")

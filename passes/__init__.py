@@ -10,6 +10,7 @@ from graphopt.passes.checkpoint import Checkpoint
 from graphopt.passes.chunk import Chunk
 from graphopt.passes.cut import Cut
 from graphopt.passes.differentiate import Differentiate
+from graphopt.passes.fuse import Fuse
 from graphopt.passes.interleave import Interleave
 from graphopt.passes.offload import Offload
 from graphopt.passes.offload_state import OffloadState
@@ -27,6 +28,7 @@ _PASSES = (
     SplitAlong,
     Chunk,
     Cut,
+    Fuse,
     Differentiate,
     Precision,
     Checkpoint,

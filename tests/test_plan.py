@@ -29,6 +29,7 @@ plans = st.builds(
     precision=st.sampled_from([None, "bf16", {"compute": "bf16", "reduce": "bf16"}]),
     dynamic=st.sampled_from([None, "batch", "sequence", "batch,sequence"]),
     passes=st.sampled_from([None, "canonicalize,differentiate,zero{stage=3}"]),
+    kernels=st.sampled_from(["off", "auto"]),
     executor=st.sampled_from(["python", "inductor"]),
     batch_norm=st.sampled_from(["local", "global"]),
     verify=st.booleans(),

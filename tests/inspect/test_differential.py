@@ -76,7 +76,7 @@ class _Blocks(nn.Module):
 
 
 ELSEWHERE = "offload=disk,offload.least_bytes=0,offload.state=true"
-PLAN = f"zero=3,zero.whole_below=0,precision=fp32,batch_norm=global,remat=full,{ELSEWHERE}"
+PLAN = f"zero=3,zero.whole_below=0,precision=fp32,batch_norm=global,remat=full,kernels=auto,{ELSEWHERE}"
 
 
 def _planted(kind: type[Pass]) -> type[Pass]:

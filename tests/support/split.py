@@ -107,8 +107,12 @@ def split_program(
     hardware: str = "cpu",
     axis: str = "tp",
     chunks: int = 1,
+    fuse: str = "",
 ) -> SplitProgram:
-    """A model's step, split over `ranks` of `tp` and verified after each pass; chunks: parts of the batch."""
+    """A model's step, split over `ranks` of `tp` and verified after each pass.
+
+    chunks: parts of the batch. fuse: whether operators with kernels are put in "before" it is split, "behind" or not.
+    """
     tensors, spec = flatten_call((), batch)
     captured = capture(model, tensors, spec, tensor_names(model.forward, (), batch))
     program = captured.program
@@ -129,7 +133,8 @@ def split_program(
         hardware=PRESETS[hardware],
     )
     chunk, interleave = (f",chunk{{chunks={chunks}}}", ",interleave") if chunks > 1 else ("", "")
-    text = f"canonicalize,split{{axis={axis}{options}}}{chunk},differentiate{interleave}"
+    before, behind = (",fuse" * (fuse == where) for where in ("before", "behind"))
+    text = f"canonicalize{before},split{{axis={axis}{options}}}{chunk}{behind},differentiate{interleave}"
     pipeline = Pipeline.parse(text, REGISTRY)
     records = pipeline.run(program, context, verify=True)
     return SplitProgram(program, layouts, records, ranks, tensors, model)
