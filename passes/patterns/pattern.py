@@ -94,15 +94,15 @@ class Part:
 def part_of(value: Any) -> Part | None:
     """What a slice along the last dimension, or an item of a split along it, is a part of."""
     if packet_of(value) is aten.slice:
-        given: tuple[Any, ...] = value.args
-        source, dim, start, stop, step = (*given, *(0, 0, None, 1)[len(given) - 1 :])
+        given: tuple[Any, ...] = (*value.args, *(0, 0, None, 1)[len(value.args) - 1 :])
+        source, dim, start, stop, step = given
         width = source.meta["val"].shape[-1]
         is_last = dim in (-1, source.meta["val"].dim() - 1) and isinstance(width, int)
         return Part(source, range(width)[start:stop:step], (value,)) if is_last else None
     if isinstance(value, fx.Node) and value.target is operator.getitem and packet_of(value.args[0]) is aten.split:
         split, index = cast(tuple[fx.Node, int], value.args)
-        of_split: tuple[Any, ...] = split.args
-        source, size, dim = (*of_split, *(0,)[len(of_split) - 2 :])
+        of_split: tuple[Any, ...] = (*split.args, *(0,)[len(split.args) - 2 :])
+        source, size, dim = of_split
         width = source.meta["val"].shape[-1]
         is_last = dim in (-1, source.meta["val"].dim() - 1) and isinstance(width, int) and isinstance(size, int)
         return Part(source, range(width)[index * size : (index + 1) * size], (value, split)) if is_last else None
