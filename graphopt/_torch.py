@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.fx import Graph, GraphModule
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
@@ -190,6 +191,11 @@ def redistribute_in_place(tensor: DTensor, value: DTensor) -> None:
 def mesh_of_others(device_type: str, ranks: torch.Tensor, names: tuple[str, ...]) -> DeviceMesh:
     """A mesh of ranks of which this is none: it says where something lies, and has no process groups."""
     return DeviceMesh(device_type, ranks, mesh_dim_names=names, _init_backend=False)
+
+
+def forget_shardings() -> None:
+    """Have DTensor forget how operators lay out results: it keeps meshes, whose process groups may have ended."""
+    _clear_sharding_prop_cache()
 
 
 def default_store() -> Store:

@@ -168,6 +168,7 @@ REFUSED = {
     "pp=2,pipeline=interleaved,pipeline.stages_per_rank=20": "40 stages are more than can be cut .* choose 21",
     "pp=2,pipeline.cuts=model.layer.1": "no module 'model.layer.1' runs",
     "pp=2,pipeline.memory=1KiB": "no cut into 2 stages leaves each at most 1KiB; the nearest takes",
+    "pp=2,dynamic=batch": "dynamic=batch does not go with pp",
     "pp=2,passes=canonicalize\\,differentiate": "leaves each rank all layers; add cut",
 }
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
+from graphopt._torch import forget_shardings
 from tests.support.captures import captured_once
 
 
@@ -117,6 +117,6 @@ def _serve(rank: int, world: int, store: str, stacks: str, tasks: Any, results: 
                     results.put((rank, True, function(rank, world, *args)))
                 except BaseException:
                     results.put((rank, False, traceback.format_exc()))
-                _clear_sharding_prop_cache()  # which holds meshes of those groups
+                forget_shardings()
                 dist.destroy_process_group()
                 gc.collect()
