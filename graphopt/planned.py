@@ -65,11 +65,11 @@ def planned_pipeline(
 ) -> Pipeline:
     """The passes of a resolved plan that lead to a stage, if it is cut into several; likely: as in `pipeline_text`.
 
-    Raises PassError if they cannot run, or do not lead to the step it asks for, PlanError for sizes that stay symbolic in
-    a pipeline, whose messages have sizes that both sides know.
+    Raises PassError if they cannot run, or do not lead to the step it asks for, PlanError for sizes that stay symbolic
+    in a pipeline, whose messages have sizes that both sides know.
     """
     if plan.pipeline_ranks > 1 and plan.dynamic is not None:
-        raise PlanError(f"dynamic={plan.dynamic} does not go with pp: a step compiles each shape that its microbatches have")
+        raise PlanError(f"dynamic={plan.dynamic} does not go with pp: a step compiles each shape of its microbatches")
     parsed = Pipeline.parse(pipeline_text(plan, likely), registry)
     pipeline = Pipeline([_told(step, stage) for step in parsed.passes])
     if pipeline.check(Level.FORWARD) is not Level.STEP:
