@@ -68,7 +68,7 @@ class Cut(Pass):
 
     def run(self, program: Program, context: PassContext) -> bool:
         row = Row(program)
-        if context.decided is not None:
+        if context.decided is not None and any(layout.stages for layout in context.decided.values()):
             places = _as_decided(row, context.decided, self.options.stages)
         else:
             places = self._by_modules(row) if self.options.at else self._balanced(row, context)

@@ -45,7 +45,8 @@ def _libraries(cache: Path) -> list[Path]:
     return sorted(cache.glob("*.so"))
 
 
-def _answers(source: Path, ready: Any, answers: Any) -> None:
+def _answers(source: Path, environment: dict[str, str], ready: Any, answers: Any) -> None:
+    os.environ.update(environment)  # of now: the server that this was forked from may be older
     ready.wait()
     answers.put(load(source).answer())
 
@@ -54,7 +55,8 @@ def test_processes_that_start_together_build_once(cache: Path, source: Path, com
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     ready, answers = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=_answers, args=(source, ready, answers)) for _ in range(4)]
+    environment = {name: os.environ[name] for name in ("CXX", "GRAPHOPT_CACHE")}
+    processes = [context.Process(target=_answers, args=(source, environment, ready, answers)) for _ in range(4)]
     for process in processes:
         process.start()
     assert [answers.get(timeout=120) for _ in processes] == [42] * 4

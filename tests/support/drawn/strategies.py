@@ -146,6 +146,7 @@ def examples(
         "rematerialize": example.has_repeated_layers,
         "synchronize_batch_norm": may_synchronize,
         "split": False,  # over another axis of the mesh than that of the batch
+        "cut": False,  # leaves a part of the model
     }
     others = [name for name in REGISTRY if fitting.get(name, True)]
     plan = Plan(
