@@ -23,6 +23,7 @@ from graphopt.capture.arguments import CallSpec
 from graphopt.capture.assignments import settled
 from graphopt.capture.call import call_model
 from graphopt.capture.checkpoints import MarkCheckpoints, without_reentrance
+from graphopt.capture.draws import draw_as_laid_out
 from graphopt.capture.gradients import KeepNoGrad, reader_of_lost_values, refuse_custom_functions
 from graphopt.capture.layers import layer_of, repeated_layers
 from graphopt.capture.shared_buffers import SharedBuffers
@@ -139,6 +140,7 @@ def capture(
         )
     program = _with_roles(exported, names, model, shared.names)
     _state_facts(program.graph, model, checkpoints)
+    draw_as_laid_out(program.graph, fake_mode)
     return Capture(program, fake_mode, templates[-1], names)
 
 

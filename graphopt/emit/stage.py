@@ -100,7 +100,7 @@ class StageRun:
             runtime.slots[name].get().copy_(found[OutputKind.BUFFER][name])
         self.outputs[microbatch] = {n: value for n, value in found[OutputKind.USER].items() if n in self._wanted}
         self._keep(microbatch, found[OutputKind.SAVED])
-        return [found[OutputKind.SENT][crossing.name].contiguous() for crossing in program.sent]
+        return [found[OutputKind.SENT][crossing.name] for crossing in program.sent]
 
     def backward(self, microbatch: int, gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
         return self._backward(BACKWARD, microbatch, gradients)
@@ -186,4 +186,4 @@ def _or_zeros(gradient: torch.Tensor | None, crossing: Crossing, device: torch.d
     """The gradient of a value that was received; zeros where nothing of the stage leads from it to the loss."""
     if not crossing.has_gradient:
         return None
-    return gradient.contiguous() if gradient is not None else crossing.spec.empty(device).zero_()
+    return gradient if gradient is not None else crossing.spec.empty(device).zero_()

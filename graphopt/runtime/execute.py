@@ -119,7 +119,8 @@ class _Execution:
         specs = _specs(self._stages[stage], microbatch, gradient, behind=not gradient)
         given = _as_said(stage, microbatch, tensors, specs, "gradient" if gradient else "value")
         if other in self._stages:
-            self._incoming[other, microbatch, gradient] = lambda: given
+            arrived = [tensor.contiguous() for tensor in given]  # as what comes in a message is
+            self._incoming[other, microbatch, gradient] = lambda: arrived
         else:
             self._outgoing[stage, microbatch, gradient] = given
 
