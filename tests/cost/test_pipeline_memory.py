@@ -13,7 +13,7 @@ def _on_a_rank(rank: int, world: int, plan: str) -> tuple[int, int]:
     "plan",
     [
         "pp=2,pipeline=gpipe",
-        "pp=2,pipeline=1f1b,remat=full",
+        "pp=2,pipeline=1f1b",
         "pp=2,pipeline=zbv",
     ],
 )
