@@ -31,7 +31,7 @@ from graphopt.ir import ParameterLayout, Program
 from graphopt.microbatches import Part, joined, microbatches
 from graphopt.plan import Plan
 from graphopt.report import Report
-from graphopt.runtime.agreement import Statement, agree, exchanged
+from graphopt.runtime.agreement import Statement, agree, exchanged, failing_together
 from graphopt.runtime.clipping import clip_grad_norm_
 from graphopt.runtime.execute import run
 from graphopt.runtime.messages import TensorSpec
@@ -272,12 +272,8 @@ class PipelinedEngine:
 
     def _compiled(self, call: StepCall) -> Specialization:
         """Compile this rank's stages, and make sure that all ranks go on together with stages that fit."""
-        try:
+        with failing_together(dist.group.WORLD):
             stages = self._compile_stages(call, self.schedule.stages_of(self._rank))
-        except Exception as error:
-            with contextlib.suppress(RankMismatchError):  # it tells the other ranks; here the cause is known
-                agree(Statement({}, f"{type(error).__name__}: {error}"), dist.group.WORLD)
-            raise
         layouts = next(iter(stages.values())).layouts
         agree(Statement({"layouts": "\n".join(map(str, layouts.values()))}), dist.group.WORLD)
         owners = _fitting(exchanged({stage: _facts(compiled) for stage, compiled in stages.items()}, _world()))
