@@ -12,6 +12,7 @@ from graphopt.runtime.messages import TensorSpec
 from graphopt.runtime.random import rank_generator
 from graphopt.runtime.reduction import UnreducedGradients
 from graphopt.runtime.state import Runtime
+from graphopt.schedules import Work
 
 FORWARD, BACKWARD, INPUT_GRADIENTS, WEIGHT_GRADIENTS = "forward", "backward", "input_gradients", "weight_gradients"
 # The parts that may run behind each, on the same microbatch.
@@ -20,6 +21,12 @@ _BEHIND = {
     BACKWARD: (),
     INPUT_GRADIENTS: (WEIGHT_GRADIENTS,),
     WEIGHT_GRADIENTS: (),
+}
+_WORKS = {
+    Work.FORWARD: FORWARD,
+    Work.BACKWARD: BACKWARD,
+    Work.INPUT_GRADIENT: INPUT_GRADIENTS,
+    Work.WEIGHT_GRADIENT: WEIGHT_GRADIENTS,
 }
 _Key = tuple[InputKind, str]
 
@@ -48,6 +55,11 @@ class StageProgram:
         self.updated = {role.name for role in forward.outputs if role.kind is OutputKind.BUFFER}
         self.own_gradients = {name: _own_gradients(part) for name, part in self.parts.items()}
         self.user_outputs = [role.name for role in forward.outputs if role.kind is OutputKind.USER]
+
+    @property
+    def by_work(self) -> dict[Work, Program]:
+        """The parts, by what a schedule calls them."""
+        return {work: self.parts[name] for work, name in _WORKS.items() if name in self.parts}
 
 
 @dataclass(frozen=True)

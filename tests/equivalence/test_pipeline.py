@@ -58,6 +58,7 @@ def test_two_stages(ranks, name: str) -> None:
 
 def test_every_schedule(ranks) -> None:
     plans = [f"pp=2,pipeline={schedule},pipeline.microbatches=4" for schedule in NAMES]
+    plans.append("pp=2,pipeline=search,pipeline.live=3,pipeline.microbatches=4")
     _check(ranks(2).run(_train, "llama", plans), plans, bitwise=True)
 
 
