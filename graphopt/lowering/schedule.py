@@ -47,9 +47,7 @@ def _searched(plan: Plan, times: Sequence[StageTimes] | None) -> Schedule:
 def live_counts(plan: Plan) -> list[int]:
     """By stage, the most microbatches that are alive on it at a time."""
     schedule = planned_schedule(plan)
-    if plan.pipeline.schedule == SEARCH:  # in whatever order: all that fit, but one on each other stage of the rank
-        stages_per_rank = schedule.stages // schedule.ranks
-        most = (plan.pipeline.live or schedule.stages) - (stages_per_rank - 1)
-        return [min(most, plan.microbatches)] * schedule.stages
+    if plan.pipeline.schedule == SEARCH:  # its order is not known yet
+        return [min(plan.pipeline.live or schedule.stages, plan.microbatches)] * schedule.stages
     alone = [[float(stage == other) for other in range(schedule.stages)] for stage in range(schedule.stages)]
     return [int(peak_live(schedule, alone[stage])[rank]) for stage, rank in enumerate(schedule.rank_of_stage)]
