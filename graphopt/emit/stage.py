@@ -138,8 +138,7 @@ class StageRun:
 
     def _backward(self, part: str, microbatch: int, gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
         program, kept = self._programs[microbatch], self._kept[microbatch]
-        arrived = zip(program.sent, gradients, strict=False)  # behind the last stage there are none
-        kept.update({(InputKind.TANGENT, crossing.name): value for crossing, value in arrived if value is not None})
+        kept.update(_tangents(program.sent, gradients))
         gradients.clear()
         tangents = self._microbatches[microbatch].tangents
         kept.update({(InputKind.TANGENT, name): tangent for name, tangent in tangents.items()})
@@ -192,6 +191,12 @@ class StageRun:
 def _own_gradients(part: Program) -> frozenset[str]:
     own = own_results(part)
     return frozenset(role.name for role, node in part.results_of(OutputKind.GRADIENT) if node in own)
+
+
+def _tangents(sent: Sequence[Crossing], gradients: Sequence[torch.Tensor | None]) -> dict[_Key, torch.Tensor]:
+    """By name, those that there are; behind the last stage there are none. (An open zip would hold on to the last.)"""
+    pairs = zip(sent, gradients, strict=True) if gradients else ()
+    return {(InputKind.TANGENT, crossing.name): value for crossing, value in pairs if value is not None}
 
 
 def _or_zeros(gradient: torch.Tensor | None, crossing: Crossing, device: torch.device) -> torch.Tensor | None:
