@@ -1,5 +1,6 @@
 """A Llama cut into stages: its steps beside `torch.distributed.pipelining` with stages by hand, by schedule."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,9 +56,9 @@ def _make(name: str, model: nn.Module) -> Step:
     return RIVALS[kind](model, published(schedule, dist.get_world_size(), MICROBATCHES))
 
 
-def _graphopt(model: nn.Module, schedule: Schedule, cuts: Sequence[str] = ()) -> Step:
+def _graphopt(model: nn.Module, schedule: Schedule, cuts: Sequence[str] = (), kernels: str = "off") -> Step:
     pipeline = graphopt.Stages(schedule.name, microbatches=schedule.microbatches, cuts=cuts)
-    plan = graphopt.Plan(mesh={"pp": schedule.ranks}, pipeline=pipeline)
+    plan = graphopt.Plan(mesh={"pp": schedule.ranks}, pipeline=pipeline, kernels=kernels)
     ids = _tokens(0, 0)
     compiled = graphopt.compile(model, plan, example_inputs={"input_ids": ids, "labels": ids})
     optimizer = adamw(compiled)
@@ -139,4 +140,5 @@ RIVALS: dict[str, Callable[[Any, Schedule], Step]] = {
     "torch": _torch,
     "graphopt-cut-alike": _cut_alike,
     "graphopt": _graphopt,
+    "graphopt-kernels": functools.partial(_graphopt, kernels="auto"),
 }

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from graphopt.driver import compile
+from graphopt.engines.pipelined import engine_of
 from graphopt.errors import (
     CaptureError,
     GraphoptError,
@@ -16,7 +17,6 @@ from graphopt.errors import (
     RankMismatchError,
     VerificationError,
 )
-from graphopt.pipelined import engine_of
 from graphopt.plan import Dispatch, Offload, Plan, Precision, Remat, Stages, Tensor, Zero
 from graphopt.report import Report
 from graphopt.runtime import initialize, weights

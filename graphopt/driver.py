@@ -17,16 +17,18 @@ from graphopt.capture.guards import AttributeGuard, ModelState, ShapeGuard
 from graphopt.capture.surroundings import Surroundings
 from graphopt.emit.bridge import Executable
 from graphopt.emit.module import EmittedFunction
-from graphopt.engine import Engine, Specialization
+from graphopt.engines.engine import Engine, Specialization
+from graphopt.engines.pipelined import PipelinedEngine
 from graphopt.errors import GraphoptError, PlanError
 from graphopt.ir.collectives import collective_calls
-from graphopt.lowering import Layouts, lower, unreduced_backward
+from graphopt.lowering.call import Layouts, lower, unreduced_backward
+from graphopt.lowering.passes import planned_pipeline
+from graphopt.lowering.schedule import planned_schedule
+from graphopt.lowering.stages import Site, compile_stages
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass
-from graphopt.pipelined import PipelinedEngine
 from graphopt.plan import Plan
-from graphopt.planned import planned_pipeline
-from graphopt.planned_schedule import planned_schedule
+from graphopt.plan.sections import SEARCH
 from graphopt.runtime.agreement import Statement, agree
 from graphopt.runtime.collectives import Collectives
 from graphopt.runtime.copies import Copies
@@ -38,7 +40,6 @@ from graphopt.runtime.stage_parameters import leave_to_stages
 from graphopt.runtime.state import Runtime
 from graphopt.runtime.unloaded import home, leave_meta, note_loaded, persistent, without_values
 from graphopt.schedules import Schedule
-from graphopt.stages import Site, compile_stages
 
 
 def compile(
@@ -73,26 +74,10 @@ def compile(
     resolved = as_plan(plan).resolve(world_size())
     planned_pipeline(resolved, registry)
     device = home(model, device)
-    moves_state = resolved.offload is not None and resolved.offload.state
-    if moves_state and device.type != "cpu":
-        raise PlanError(f"offload.state is for parameters on the CPU, these are on {device}; say offload.state=false")
+    _require_host_state(resolved, device)
     mesh = device_mesh(resolved, device)
     agree(_statement(model, resolved), None if mesh is None else dist.group.WORLD)
-    replicas = None if mesh is None else stage_mesh(mesh, resolved)
-    unloaded = without_values(model)
-    if unloaded:
-        computed = unloaded - persistent(model).keys()
-        leave_meta(model, device, parameters=replicas is None)
-        compute_buffers(model, computed, device)
-        unloaded -= computed
-    if replicas is not None:
-        replicate(model, replicas, device)
-        accept_whole_state(model)
-    note_loaded(model, unloaded)
-    collectives = Collectives(_groups(replicas), device, share_memory=resolved.transport == "auto")
-    runtime = Runtime(slots(model), collectives, Copies(device, _folder(resolved)), unloaded)
-    rank = 0 if replicas is None else replicas.get_local_rank(resolved.data_parallel_axis)
-    site = Site(model, resolved, runtime, rank, device, registry)
+    site = _site(model, resolved, mesh, device, registry)
     engine: Engine | PipelinedEngine
     if mesh is not None and resolved.pipeline_ranks > 1:
         engine = _pipelined_engine(site, mesh, loss)
@@ -103,6 +88,32 @@ def compile(
     if example_inputs is not None:
         engine.prepare(*as_call(example_inputs))
     return model
+
+
+def _site(
+    model: nn.Module, plan: Plan, mesh: DeviceMesh | None, device: torch.device, registry: Mapping[str, type[Pass]]
+) -> Site:
+    """A model whose tensors are on their device, or on none until they get values; alike on all ranks."""
+    replicas = None if mesh is None else stage_mesh(mesh, plan)
+    unloaded = without_values(model)
+    if unloaded:
+        computed = unloaded - persistent(model).keys()
+        leave_meta(model, device, parameters=replicas is None)
+        compute_buffers(model, computed, device)
+        unloaded -= computed
+    if replicas is not None:
+        replicate(model, replicas, device)
+        accept_whole_state(model)
+    note_loaded(model, unloaded)
+    collectives = Collectives(_groups(replicas), device, share_memory=plan.transport == "auto")
+    runtime = Runtime(slots(model), collectives, Copies(device, _folder(plan)), unloaded)
+    rank = 0 if replicas is None else replicas.get_local_rank(plan.data_parallel_axis)
+    return Site(model, plan, runtime, rank, device, registry)
+
+
+def _require_host_state(plan: Plan, device: torch.device) -> None:
+    if plan.offload is not None and plan.offload.state and device.type != "cpu":
+        raise PlanError(f"offload.state is for parameters on the CPU, these are on {device}; say offload.state=false")
 
 
 def _groups(mesh: DeviceMesh | None) -> dict[str, dist.ProcessGroup]:
@@ -132,7 +143,8 @@ def _pipelined_engine(site: Site, mesh: DeviceMesh, loss: Loss | None) -> Pipeli
     peers = peers_of(group, site.device, alarm.look, share_memory=plan.transport == "auto")
     settle = functools.partial(_settle_stages, site, mesh, schedule)
     compile_own = functools.partial(compile_stages, site, schedule)
-    return PipelinedEngine(site.model, plan, site.runtime, mesh, schedule, compile_own, settle, peers, loss)
+    search = functools.partial(planned_schedule, plan) if plan.pipeline.schedule == SEARCH else None
+    return PipelinedEngine(site.model, plan, site.runtime, mesh, schedule, compile_own, settle, peers, loss, search)
 
 
 def _settle_stages(site: Site, mesh: DeviceMesh, schedule: Schedule, layouts: Layouts) -> None:

@@ -12,6 +12,7 @@ from graphopt.runtime.messages import TensorSpec
 from graphopt.runtime.random import rank_generator
 from graphopt.runtime.reduction import UnreducedGradients
 from graphopt.runtime.state import Runtime
+from graphopt.schedules import Work
 
 FORWARD, BACKWARD, INPUT_GRADIENTS, WEIGHT_GRADIENTS = "forward", "backward", "input_gradients", "weight_gradients"
 # The parts that may run behind each, on the same microbatch.
@@ -20,6 +21,12 @@ _BEHIND = {
     BACKWARD: (),
     INPUT_GRADIENTS: (WEIGHT_GRADIENTS,),
     WEIGHT_GRADIENTS: (),
+}
+_WORKS = {
+    Work.FORWARD: FORWARD,
+    Work.BACKWARD: BACKWARD,
+    Work.INPUT_GRADIENT: INPUT_GRADIENTS,
+    Work.WEIGHT_GRADIENT: WEIGHT_GRADIENTS,
 }
 _Key = tuple[InputKind, str]
 
@@ -48,6 +55,11 @@ class StageProgram:
         self.updated = {role.name for role in forward.outputs if role.kind is OutputKind.BUFFER}
         self.own_gradients = {name: _own_gradients(part) for name, part in self.parts.items()}
         self.user_outputs = [role.name for role in forward.outputs if role.kind is OutputKind.USER]
+
+    @property
+    def by_work(self) -> dict[Work, Program]:
+        """The parts, by what a schedule calls them."""
+        return {work: self.parts[name] for work, name in _WORKS.items() if name in self.parts}
 
 
 @dataclass(frozen=True)
@@ -126,8 +138,7 @@ class StageRun:
 
     def _backward(self, part: str, microbatch: int, gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
         program, kept = self._programs[microbatch], self._kept[microbatch]
-        arrived = zip(program.sent, gradients, strict=False)  # behind the last stage there are none
-        kept.update({(InputKind.TANGENT, crossing.name): value for crossing, value in arrived if value is not None})
+        kept.update(_tangents(program.sent, gradients))
         gradients.clear()
         tangents = self._microbatches[microbatch].tangents
         kept.update({(InputKind.TANGENT, name): tangent for name, tangent in tangents.items()})
@@ -180,6 +191,12 @@ class StageRun:
 def _own_gradients(part: Program) -> frozenset[str]:
     own = own_results(part)
     return frozenset(role.name for role, node in part.results_of(OutputKind.GRADIENT) if node in own)
+
+
+def _tangents(sent: Sequence[Crossing], gradients: Sequence[torch.Tensor | None]) -> dict[_Key, torch.Tensor]:
+    """By name, those that there are; behind the last stage there are none. (An open zip would hold on to the last.)"""
+    pairs = zip(sent, gradients, strict=True) if gradients else ()
+    return {(InputKind.TANGENT, crossing.name): value for crossing, value in pairs if value is not None}
 
 
 def _or_zeros(gradient: torch.Tensor | None, crossing: Crossing, device: torch.device) -> torch.Tensor | None:

@@ -2,10 +2,10 @@
 
 import pytest
 
-import graphopt.lowering
+import graphopt.lowering.call
 from graphopt.capture.export import capture
 
 
 @pytest.fixture(autouse=True)
 def _captured_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphopt.lowering, "capture", capture)
+    monkeypatch.setattr(graphopt.lowering.call, "capture", capture)

@@ -15,6 +15,7 @@ def _on_a_rank(rank: int, world: int, plan: str) -> tuple[int, int]:
         "pp=2,pipeline=gpipe",
         "pp=2,pipeline=1f1b",
         "pp=2,pipeline=zbv",
+        "pp=2,pipeline=1f1b,remat=full",
     ],
 )
 def test_the_peak_is_what_each_of_two_ranks_reaches(ranks, plan: str) -> None:

@@ -9,7 +9,7 @@ from tests.support.training import Trained, distance, same_bits
 
 BOUND = 2e-6
 # Their gradients are sums within a microbatch as well: a parameter or a value that several stages read.
-OF_SEVERAL_SUMS = {"gpt2", "t5", "whisper", "mamba"}
+OF_SEVERAL_SUMS = {"gpt2", "t5", "bert", "whisper", "mamba"}
 FOURS = ["pp=4", "dp=2,pp=2,zero=3,zero.whole_below=64,pipeline=zbv", "pp=2,tp=2"]
 STAGES = [f"pp=2,dp=2,zero={stage},zero.whole_below=64" for stage in range(4)]
 PRODUCTS = [
@@ -58,6 +58,7 @@ def test_two_stages(ranks, name: str) -> None:
 
 def test_every_schedule(ranks) -> None:
     plans = [f"pp=2,pipeline={schedule},pipeline.microbatches=4" for schedule in NAMES]
+    plans.append("pp=2,pipeline=search,pipeline.live=3,pipeline.microbatches=4")
     _check(ranks(2).run(_train, "llama", plans), plans, bitwise=True)
 
 

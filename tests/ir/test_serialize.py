@@ -19,11 +19,11 @@ from graphopt.ir.serialize_values import ValueReader, ValueWriter, read_tensor, 
 from graphopt.ir.snapshot import copied
 from graphopt.ir.structural_hash import structural_hash
 from graphopt.lowering import lower
+from graphopt.lowering.passes import pipeline_text
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import PassContext
 from graphopt.passes.pipeline import PassRecord, Pipeline
 from graphopt.plan import Plan
-from graphopt.planned import pipeline_text
 from graphopt.verify.meaning import meaning_of
 from graphopt.verify.value_numbers import ValueNumbers
 from tests.ir.built import Hand

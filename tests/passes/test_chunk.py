@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import graphopt
-from graphopt import Plan, Tensor, lowering
+from graphopt import Plan, Tensor
 from graphopt.cost.hardware import Hardware, Link
 from graphopt.cost.simulator import COMPUTE, Schedule, simulate
 from graphopt.errors import PassError, PlanError
+from graphopt.lowering import call
 from graphopt.passes import REGISTRY
 from graphopt.passes.pipeline import Pipeline
 from tests.support.programs import lowered
@@ -52,7 +53,7 @@ def test_parts_of_the_batch_give_what_all_of_it_does(name: str, options: str) ->
 
 
 def _schedule(text: str, monkeypatch: pytest.MonkeyPatch, world: int = 2) -> Schedule:
-    monkeypatch.setattr(lowering, "hardware_of", lambda *given: SLOW)
+    monkeypatch.setattr(call, "hardware_of", lambda *given: SLOW)
     _, program = lowered(text, world, _blocks(logits=False), **tokens())
     return simulate(program, Plan.parse(text).resolve(world).mesh, SLOW)
 

@@ -15,8 +15,8 @@ from graphopt.cost.simulator import simulate
 from graphopt.errors import VerificationError
 from graphopt.ir import OutputKind, Phase, Program
 from graphopt.ir.collectives import WAIT, collective_of, collectives_of, launch_of, sources_of, waits_of
+from graphopt.lowering.passes import pipeline_text
 from graphopt.passes.reductions import REDUCTIONS, by_level
-from graphopt.planned import pipeline_text
 from graphopt.verify.verifier import Verifier
 from tests.support.programs import lowered
 from tests.support.split_models import Blocks, Mlp, tokens

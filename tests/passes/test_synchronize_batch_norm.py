@@ -8,7 +8,7 @@ from graphopt import Plan
 from graphopt.errors import PassError
 from graphopt.inspect.differential import check
 from graphopt.ir import OutputKind
-from graphopt.planned import planned_pipeline
+from graphopt.lowering.passes import planned_pipeline
 from tests.support.programs import lowered
 
 

@@ -19,8 +19,8 @@ from graphopt._torch import local_tensor
 from graphopt.errors import PassError
 from graphopt.ir import ParameterLayout
 from graphopt.lowering import lower
+from graphopt.lowering.passes import pipeline_text, planned_pipeline
 from graphopt.optim import AdamW
-from graphopt.planned import pipeline_text, planned_pipeline
 from tests.support.columns import BY_HAND, Columns
 from tests.support.training import whole
 

@@ -39,7 +39,7 @@ def captured_once() -> Iterator[None]:
         found = known[key]
         return dataclasses.replace(found, program=copied(found.program))
 
-    with mock.patch("graphopt.lowering.capture", shared):
+    with mock.patch("graphopt.lowering.call.capture", shared):
         yield
 
 

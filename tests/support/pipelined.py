@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 import graphopt
 from graphopt import Plan
-from graphopt.microbatches import joined, microbatches
+from graphopt.engines.microbatches import joined, microbatches
 from tests.support.training import EPSILON, STEPS, Trained, mean, whole
 from tests.support.unet import UNet, squared_error
 from tests.support.zoo import ZOO, loss_of

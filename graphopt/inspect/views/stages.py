@@ -12,8 +12,8 @@ from graphopt.inspect.inspection import Inspection
 from graphopt.inspect.views.base import View
 from graphopt.ir import InputKind, OutputKind, Phase, facts_of
 from graphopt.ir.values import byte_size
+from graphopt.lowering.schedule import planned_schedule
 from graphopt.plan import Plan
-from graphopt.planned_schedule import planned_schedule
 from graphopt.schedules import StageTimes, Timeline, simulate
 from graphopt.sizes import readable_size, readable_time
 
@@ -25,7 +25,8 @@ def stages(plan: Plan, inspect: Callable[[int], Inspection]) -> View:
     schedule = planned_schedule(plan)
     found = [inspect(stage) for stage in range(schedule.stages)]
     rows = [_row(stage, schedule.rank_of_stage[stage], each) for stage, each in enumerate(found)]
-    timeline = simulate(schedule, [_times(each) for each in found])
+    times = [_times(each) for each in found]
+    timeline = simulate(planned_schedule(plan, times), times)
 
     def text() -> RenderableType:
         table = Table(*rows[0], title=f"stages of {found[0].title}", title_justify="left")
@@ -35,7 +36,12 @@ def stages(plan: Plan, inspect: Callable[[int], Inspection]) -> View:
 
     def values() -> dict[str, Any]:
         idle = timeline.idle_fraction
-        return {"stages": rows, "schedule": schedule.name, "step_seconds": timeline.makespan, "idle_fraction": idle}
+        return {
+            "stages": rows,
+            "schedule": timeline.schedule.name,
+            "step_seconds": timeline.makespan,
+            "idle_fraction": idle,
+        }
 
     def drawing() -> Drawing:
         texts = [f"stage {row['stage']} on {row['rank']}\n{row['nodes']} nodes" for row in rows]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import PlanError
 from graphopt.nearest import nearest
-from graphopt.plan_checks import Frozen, require_bool, require_choice, require_int
-from graphopt.plan_sections import Dispatch, Offload, Precision, Remat, Stages, Tensor, Zero
-from graphopt.plan_text import AXES, MAIN, format_plan, load_plan, parse_plan, save_plan
+from graphopt.plan.checks import Frozen, require_bool, require_choice, require_int
+from graphopt.plan.sections import Dispatch, Offload, Precision, Remat, Stages, Tensor, Zero
+from graphopt.plan.text import AXES, MAIN, format_plan, load_plan, parse_plan, save_plan
 from graphopt.sizes import format_size
 
 __all__ = ["Dispatch", "Offload", "Plan", "Precision", "Remat", "Stages", "Tensor", "Zero"]

@@ -21,11 +21,11 @@ from graphopt.emit.split import Halves, split
 from graphopt.errors import PassError
 from graphopt.ir import OutputKind, ParameterLayout, Program
 from graphopt.ir.snapshot import Snapshot
+from graphopt.lowering.passes import planned_pipeline
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.pipeline import Observer, PassRecord, Pipeline
 from graphopt.plan import Plan
-from graphopt.planned import planned_pipeline
 from graphopt.report import Report
 from graphopt.runtime.parameters import choose_layouts
 

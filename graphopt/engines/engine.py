@@ -12,18 +12,18 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from graphopt._torch import compiled_call, install_compiled_call, reparametrized
 from graphopt.capture.arguments import CallSpec, flatten_call
 from graphopt.capture.call import Loss, StepCall, loss_of
 from graphopt.capture.guards import AttributeGuard, CallKey, ModelState, ShapeGuard
 from graphopt.capture.surroundings import Surroundings
 from graphopt.emit.bridge import Executable, Gradients, Invocation, call_with_autograd
-from graphopt.errors import CaptureError, GraphoptError, RankMismatchError
+from graphopt.engines.microbatches import joined, microbatches
+from graphopt.engines.whole import Whole
+from graphopt.errors import CaptureError, GraphoptError
 from graphopt.ir import OutputKind, ParameterLayout
-from graphopt.microbatches import joined, microbatches
 from graphopt.plan import Plan
 from graphopt.report import Report
-from graphopt.runtime.agreement import Statement, agree
+from graphopt.runtime.agreement import Statement, agree, failing_together
 from graphopt.runtime.clipping import clip_grad_norm_
 from graphopt.runtime.outputs import put_together
 from graphopt.runtime.parameters import whole_parameters
@@ -88,12 +88,12 @@ class Engine:
         self._agreed: set[str] = set()
         self._said: set[str] = set()
         self._unreduced = UnreducedGradients()
-        self._eager = False
+        self._whole = Whole(model, runtime, functools.partial(whole_parameters, model) if mesh else dict)
         self._last: Specialization | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._eager or torch.compiler.is_exporting():
-            return call_uncompiled(self.model, *args, **kwargs)
+        if self._whole.is_open or torch.compiler.is_exporting():
+            return self._whole.call(*args, **kwargs)
         self.runtime.require_values()
         try:
             tensors, spec = flatten_call(args, kwargs)
@@ -102,7 +102,7 @@ class Engine:
                 raise
             self._say(f"{error}; this call runs uncompiled with its parameters gathered")
             with self.gathered():
-                return call_uncompiled(self.model, *args, **kwargs)
+                return self._whole.call(*args, **kwargs)
         if self.plan.precision is not None:
             dtype = self.plan.precision.compute_dtype
             tensors = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
@@ -161,13 +161,8 @@ class Engine:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], seeded: tuple[bool, ...] | None
     ) -> Specialization:
         """Compile, and make sure that all ranks go on together, with the same collectives."""
-        try:
+        with contextlib.nullcontext() if self._agreed else failing_together(self._group):
             made = self._specialize(args, kwargs, seeded)
-        except Exception as error:
-            if not self._agreed:
-                with contextlib.suppress(RankMismatchError):  # it tells the other ranks; here the cause is known
-                    agree(Statement({}, f"{type(error).__name__}: {error}"), self._group)
-            raise
         if made.collectives not in self._agreed:
             agree(Statement({"program": made.collectives}), self._group)
             self._agreed.add(made.collectives)
@@ -234,20 +229,9 @@ class Engine:
         finally:
             self.synchronizes = before
 
-    @contextlib.contextmanager
-    def gathered(self) -> Iterator[None]:
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
         """Parameters whole and plain, calls uncompiled, until the context ends."""
-        if self._eager:
-            yield
-            return
-        self.runtime.require_values()
-        whole = {} if self._group is None else whole_parameters(self.model)
-        self._eager = True
-        try:
-            with reparametrized(self.model, whole):
-                yield
-        finally:
-            self._eager = False
+        return self._whole.opened()
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> torch.Tensor:
         device = self.runtime.collectives.device
@@ -271,16 +255,6 @@ class Engine:
         if message not in self._said:
             self._said.add(message)
             log.warning("%s: %s", type(self.model).__name__, message)
-
-
-def call_uncompiled(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The call as it was before `compile`, hooks included."""
-    engine = compiled_call(model)
-    install_compiled_call(model, None)
-    try:
-        return model(*args, **kwargs)
-    finally:
-        install_compiled_call(model, engine)
 
 
 def _named(executable: Executable, results: list[Any]) -> Gradients:

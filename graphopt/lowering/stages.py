@@ -12,18 +12,20 @@ from graphopt.capture.authored import authored_styles
 from graphopt.capture.call import StepCall, loss_of
 from graphopt.capture.export import Capture
 from graphopt.capture.guards import AttributeGuard, ModelState
+from graphopt.cost.stage_times import stage_times
 from graphopt.emit.executor import emit_functions
 from graphopt.emit.split import split, split_backward
 from graphopt.emit.stage import BACKWARD, FORWARD, INPUT_GRADIENTS, WEIGHT_GRADIENTS, Crossing, StageProgram
+from graphopt.engines.compiled_stage import CompiledStage
 from graphopt.errors import PassError
 from graphopt.ir import Input, InputKind, Output, OutputKind, Program
 from graphopt.ir.collectives import collective_calls
 from graphopt.ir.snapshot import Snapshot
-from graphopt.lowering import capture_call, context_of, reported
+from graphopt.lowering.call import capture_call, context_of, reported
+from graphopt.lowering.passes import planned_pipeline
 from graphopt.passes.base import Pass
-from graphopt.pipelined import CompiledStage
 from graphopt.plan import Plan
-from graphopt.planned import planned_pipeline
+from graphopt.plan.sections import SEARCH
 from graphopt.runtime.messages import TensorSpec
 from graphopt.runtime.parameters import choose_layouts
 from graphopt.runtime.state import Runtime
@@ -82,20 +84,21 @@ def _compile_stage(
     records = pipeline.run(program, context, verify=plan.verify)
     if decided is not None and layouts != decided:
         raise PassError(f"the pipeline {str(pipeline)!r} lays parameters out otherwise than they lie already")
-    parts = _parts(program, schedule)
+    parts = _parts(program, splits_backward=schedule.splits_backward or plan.pipeline.schedule == SEARCH)
     title = f"stage {stage} of {type(model).__name__} under {plan}"
     emitted = emit_functions(parts, plan, captured.fake_mode, title=title, name=f"{type(model).__name__}_{stage}")
+    made = StageProgram(
+        parts=parts,
+        functions=emitted.functions,
+        received=_crossings(program.nodes_of(InputKind.RECEIVED)),
+        sent=_crossings(program.results_of(OutputKind.SENT)),
+        runtime=site.runtime,
+        rank=site.rank,
+        ranks=plan.data_parallel_ranks,
+        device=site.device,
+    )
     return CompiledStage(
-        program=StageProgram(
-            parts=parts,
-            functions=emitted.functions,
-            received=_crossings(program.nodes_of(InputKind.RECEIVED)),
-            sent=_crossings(program.results_of(OutputKind.SENT)),
-            runtime=site.runtime,
-            rank=site.rank,
-            ranks=plan.data_parallel_ranks,
-            device=site.device,
-        ),
+        program=made,
         report=reported(program, forward_graph, records, pipeline, plan, shared_axes, emitted, started),
         attributes=attributes,
         names=captured.names,
@@ -104,6 +107,7 @@ def _compile_stage(
         loss=shared.loss,
         collectives="\n".join(line for part in parts.values() for line in collective_calls(part)),
         layouts=layouts,
+        times=stage_times(made.by_work, plan.mesh, context.hardware),
     )
 
 
@@ -119,12 +123,12 @@ def _loss_name(captured: Capture, outputs: Mapping[str, TensorSpec]) -> str:
     return next(name for name, value in zip(outputs, values, strict=True) if value is loss)
 
 
-def _parts(program: Program, schedule: Schedule) -> dict[str, Program]:
-    """The programs of forward and of backward, whole or in two, as the schedule wants it."""
+def _parts(program: Program, *, splits_backward: bool) -> dict[str, Program]:
+    """The programs of forward and of backward, whole, and in two where the schedule may want that."""
     halves = split(program)
     if halves.backward is None:
         return {FORWARD: halves.forward}
-    if not schedule.splits_backward:
+    if not splits_backward:
         return {FORWARD: halves.forward, BACKWARD: halves.backward}
     first, second = split_backward(halves.backward)
     return {FORWARD: halves.forward, BACKWARD: halves.backward, INPUT_GRADIENTS: first, WEIGHT_GRADIENTS: second}

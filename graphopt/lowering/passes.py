@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 from graphopt.errors import PassError, PlanError
 from graphopt.ir import Level
+from graphopt.lowering.schedule import live_counts, planned_schedule
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass
 from graphopt.passes.cut import Cut
 from graphopt.passes.pipeline import Pipeline
 from graphopt.plan import Offload, Plan, Remat
-from graphopt.planned_schedule import live_counts, planned_schedule
 
 _SPLIT_AXES = {"sp": "heads", "cp": "sequence", "ep": "experts", "tp": "weights"}  # along what
 
@@ -101,7 +101,7 @@ def _cut_text(plan: Plan) -> str:
     options += [f"at={'|'.join(asked.cuts)}"] if asked.cuts else []
     if asked.memory is not None:
         on_a_rank = schedule.stages // schedule.ranks
-        options += [f"live={'|'.join(map(str, live_counts(schedule)))}", f"memory_bytes={asked.memory // on_a_rank}"]
+        options += [f"live={'|'.join(map(str, live_counts(plan)))}", f"memory_bytes={asked.memory // on_a_rank}"]
     options += [f"send_bytes={asked.send}"] if asked.send is not None else []
     return f"cut{{{','.join(options)}}}"
 

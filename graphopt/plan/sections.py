@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from graphopt.errors import PlanError
-from graphopt.plan_checks import (
+from graphopt.plan.checks import (
     Frozen,
     checked_bytes,
     checked_kinds,
@@ -24,6 +24,7 @@ _BYTES = {"bytes": True}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PLACES = ("host", "disk")
 KINDS = ("column", "row", "whole")
+SEARCH = "search"  # in place of the name of a schedule
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,10 @@ class Dispatch:
 class Stages:
     """How a model is cut into stages over the axis ``pp``, and how a step's microbatches go through them.
 
-    schedule: one of `graphopt.schedules.published.NAMES`, or a file that `graphopt.schedules.Schedule` reads.
+    schedule: one of `graphopt.schedules.published.NAMES`, a file that `graphopt.schedules.Schedule` reads, or
+        ``"search"`` for one that is made for the stages, from the times that the cost model gives them.
+    live: of a search, the most microbatches that a rank keeps alive, those of all its stages together; None for as many
+        as it has stages in the whole pipeline.
     microbatches: equal parts of the batch, or all but equal ones, whose gradients are added up. Without ``pp`` they
         follow each other. None: four for each rank of ``pp``.
     stages_per_rank: None for what the schedule is usually run with.
@@ -255,6 +259,7 @@ class Stages:
     schedule: str = "1f1b"
     microbatches: int | None = None
     stages_per_rank: int | None = None
+    live: int | None = None
     cuts: tuple[str, ...] = ()
     memory: int | None = field(default=None, metadata=_BYTES)
     send: int | None = field(default=None, metadata=_BYTES)
@@ -265,9 +270,11 @@ class Stages:
         if not isinstance(self.schedule, (str, os.PathLike)):
             raise PlanError(f"pipeline.schedule={self.schedule!r} is no name of a schedule; say for instance '1f1b'")
         object.__setattr__(self, "schedule", os.fspath(self.schedule))
-        for name in ("microbatches", "stages_per_rank"):
+        for name in ("microbatches", "stages_per_rank", "live"):
             if getattr(self, name) is not None:
                 require_int(f"pipeline.{name}", getattr(self, name), 1)
+        if self.live is not None and self.schedule != SEARCH:
+            raise PlanError(f"pipeline.live={self.live} is for pipeline.schedule=search, not for {self.schedule}")
         cuts = checked_patterns("pipeline.cuts", self.cuts)
         if isinstance(cuts, bool):
             raise PlanError(f"pipeline.cuts={cuts} is no list of modules; write for instance 'model.layers.2'")
@@ -285,6 +292,7 @@ class Stages:
             schedule: str | os.PathLike[str] = "1f1b",
             microbatches: int | None = None,
             stages_per_rank: int | None = None,
+            live: int | None = None,
             cuts: str | Sequence[str] = (),
             memory: int | str | None = None,
             send: int | str | None = None,

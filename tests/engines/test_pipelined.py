@@ -12,7 +12,9 @@ from torch import nn
 
 import graphopt
 from graphopt import GraphoptError, Plan
+from graphopt.engines import PipelinedEngine, engine_of
 from graphopt.runtime.collectives import Collectives
+from graphopt.schedules import check, peak_live
 from tests.support.pipelined import Case, by_steps
 from tests.support.training import distance, same_bits, whole
 from tests.support.zoo import ZOO
@@ -257,3 +259,17 @@ def test_a_model_of_one_process_has_steps_too() -> None:
     loss = model.train_step(batch)
     assert float(loss) == float(model.eval_step(batch).loss)
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def _searched(rank: int, world: int) -> str:
+    model, case = _compiled("pp=2,pipeline=search,pipeline.live=3,pipeline.microbatches=4")
+    engine = engine_of(model)
+    assert isinstance(engine, PipelinedEngine)
+    model.train_step(case.batch)
+    check(engine.schedule)
+    assert max(peak_live(engine.schedule)) <= 3
+    return engine.schedule.to_text()
+
+
+def test_all_ranks_find_the_same_schedule(ranks) -> None:
+    assert len(set(ranks(2).run(_searched))) == 1

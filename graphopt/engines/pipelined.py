@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,73 +12,29 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from graphopt._torch import compiled_call, reparametrized
+from graphopt._torch import compiled_call
 from graphopt.capture.call import Loss, StepCall
-from graphopt.capture.guards import AttributeGuard, CallKey, ModelState
-from graphopt.capture.structure import Template
+from graphopt.capture.guards import CallKey, ModelState
 from graphopt.cost.pipeline_memory import pipeline_memory
-from graphopt.emit.stage import (
-    BACKWARD,
-    FORWARD,
-    INPUT_GRADIENTS,
-    WEIGHT_GRADIENTS,
-    Microbatch,
-    StageProgram,
-    StageRun,
-)
-from graphopt.engine import Engine, call_uncompiled
-from graphopt.errors import GraphoptError, RankMismatchError
-from graphopt.ir import ParameterLayout, Program
-from graphopt.microbatches import Part, joined, microbatches
+from graphopt.emit.stage import Microbatch, StageRun
+from graphopt.engines.compiled_stage import CompiledStage, Specialization, StageFacts, fitting
+from graphopt.engines.engine import Engine
+from graphopt.engines.microbatches import Part, joined, microbatches
+from graphopt.engines.owners import Owners
+from graphopt.engines.whole import Whole
+from graphopt.errors import GraphoptError
+from graphopt.ir import ParameterLayout
 from graphopt.plan import Plan
 from graphopt.report import Report
 from graphopt.runtime.agreement import Statement, agree, exchanged, failing_together
 from graphopt.runtime.clipping import clip_grad_norm_
 from graphopt.runtime.execute import run
-from graphopt.runtime.messages import TensorSpec
-from graphopt.runtime.parameters import gradient_for, whole_parameter, whole_parameters
+from graphopt.runtime.parameters import gradient_for
 from graphopt.runtime.peers import Peers
 from graphopt.runtime.reduction import reduce_gradients
 from graphopt.runtime.state import Runtime
 from graphopt.runtime.tied import sum_over_stages
-from graphopt.schedules import Schedule, Work, forwards, steps
-
-
-@dataclass
-class CompiledStage:
-    """One stage, for calls of one key.
-
-    names: of the call's tensors. template: rebuilds what the model returns of `outputs`, all of them, by name. loss:
-    the name of that which is the loss, in training. collectives: what it exchanges, a line for each call, in order.
-    """
-
-    program: StageProgram
-    report: Report
-    attributes: AttributeGuard
-    names: list[str]
-    template: Template
-    outputs: Mapping[str, TensorSpec]
-    loss: str | None
-    collectives: str
-    layouts: Mapping[str, ParameterLayout]
-
-    @property
-    def wanted(self) -> Collection[str]:
-        """Outputs to keep: of a step in training nobody sees any but the loss."""
-        return self.outputs if self.loss is None else (self.loss,)
-
-
-@dataclass
-class Specialization:
-    """The stages of this rank for calls of one key; owners: the stage that makes each output, by its name."""
-
-    stages: Mapping[int, CompiledStage]
-    owners: Mapping[str, int]
-
-    @property
-    def any_stage(self) -> CompiledStage:
-        """From which can be read what all stages have in common."""
-        return next(iter(self.stages.values()))
+from graphopt.schedules import Schedule, StageTimes, forwards, steps
 
 
 @dataclass
@@ -91,13 +48,15 @@ class Progress:
 
 CompileStages = Callable[[StepCall, Sequence[int]], Mapping[int, CompiledStage]]
 Settle = Callable[[Mapping[str, ParameterLayout]], None]
+Search = Callable[[Sequence[StageTimes]], Schedule]
 
 
 class PipelinedEngine:
     """The steps of a model that is cut into stages. A call of the model itself is an error: no rank has all of it.
 
     mesh: of all axes. schedule: of a step. compile_stages: compiles stages for a call. settle: has the parameters lie
-    as the first compilation took them to. peers: the ranks of the pipeline.
+    as the first compilation took them to. peers: the ranks of the pipeline. search: gives a schedule of the same stages
+    on the same ranks, in the place of the first, once it is known how long they take.
     """
 
     def __init__(
@@ -111,6 +70,7 @@ class PipelinedEngine:
         settle: Settle,
         peers: Peers,
         loss: Loss | None,
+        search: Search | None = None,
     ) -> None:
         self.model = model
         self.plan = plan
@@ -123,13 +83,15 @@ class PipelinedEngine:
         self._compile_stages = compile_stages
         self._settle = settle
         self._peers = peers
+        self._search = search
         self._state = ModelState(model)
-        self._eager = False
+        self._owners = Owners(runtime, schedule.rank_of_stage, self._rank, self._group)
+        self._whole = Whole(model, runtime, functools.partial(self._owners.gathered, model))
         self._known: dict[tuple[CallKey, tuple[torch.Size, ...]], Specialization] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._eager or torch.compiler.is_exporting():
-            return call_uncompiled(self.model, *args, **kwargs)
+        if self._whole.is_open or torch.compiler.is_exporting():
+            return self._whole.call(*args, **kwargs)
         raise GraphoptError(
             f"this {type(self.model).__name__} is cut into {self.schedule.stages} stages, so no rank can call all of "
             "it; say model.train_step(batch) or model.eval_step(batch)"
@@ -142,7 +104,7 @@ class PipelinedEngine:
         batch has fewer rows than there are microbatches, GraphoptError if the model returns no loss.
         """
         with torch.enable_grad():
-            progress = self._go_through(StepCall.of(batch, target, self.loss), self.schedule)
+            progress = self._go_through(StepCall.of(batch, target, self.loss), trains=True)
         for name, gradient in self._gradients(progress).items():
             parameter = self.runtime.slots[name].get()
             ours = gradient_for(parameter, gradient, self.runtime.layout_of(name))
@@ -159,7 +121,7 @@ class PipelinedEngine:
         ``pipeline.outputs=last``, ranks that do not make an output have None in its place.
         """
         with torch.no_grad():
-            progress = self._go_through(StepCall.of(batch, target, self.loss), forwards(self.schedule))
+            progress = self._go_through(StepCall.of(batch, target, self.loss), trains=False)
         everywhere = self.plan.pipeline.outputs == "all"
         compiled = progress.compiled[0].any_stage
         return compiled.template.build([self._joined(progress, name, everywhere) for name in compiled.outputs])
@@ -177,7 +139,7 @@ class PipelinedEngine:
         schedule = self.schedule if trains else forwards(self.schedule)
         step = pipeline_memory(
             schedule.rows[self._rank],
-            {stage: _by_work(compiled.program) for stage, compiled in first.stages.items()},
+            {stage: compiled.program.by_work for stage, compiled in first.stages.items()},
             self.plan.mesh,
             wanted=first.any_stage.wanted,
             shared_axes=self.runtime.collectives.shared_axes,
@@ -188,20 +150,9 @@ class PipelinedEngine:
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         raise GraphoptError("a step of a pipeline reduces gradients once; say pipeline.microbatches for more of them")
 
-    @contextlib.contextmanager
-    def gathered(self) -> Iterator[None]:
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
         """Parameters of all stages whole and plain on every rank, calls uncompiled, until the context ends."""
-        if self._eager:
-            yield
-            return
-        self.runtime.require_values()
-        whole = whole_parameters(self.model, whole_parameter if self.runtime.layouts is None else self._gathered)
-        self._eager = True
-        try:
-            with reparametrized(self.model, whole):
-                yield
-        finally:
-            self._eager = False
+        return self._whole.opened()
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> torch.Tensor:
         device = self.runtime.collectives.device
@@ -210,29 +161,15 @@ class PipelinedEngine:
             max_norm,
             norm_type,
             error_if_nonfinite,
-            lambda name: self._owner(name) == self._rank,
+            self._owners.is_own,
             _world(),
             device,
         )
 
-    def _owner(self, name: str) -> int:
-        """The first of the ranks along the pipeline that have a parameter."""
-        return min(self.schedule.rank_of_stage[stage] for stage in self.runtime.layout_of(name).stages)
-
-    def _gathered(self, name: str, parameter: nn.Parameter) -> torch.Tensor:
-        """All of a parameter, from the ranks of its stages."""
-        owner = self._owner(name)
-        if owner == self._rank:
-            value = whole_parameter(name, parameter).detach().contiguous()
-        else:
-            value = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.runtime.collectives.device)
-        if value.numel():
-            dist.broadcast(value, dist.get_global_rank(self._group, owner), self._group)
-        return value
-
-    def _go_through(self, call: StepCall, schedule: Schedule) -> Progress:
+    def _go_through(self, call: StepCall, *, trains: bool) -> Progress:
         self.runtime.require_values()
         parts, compiled = self._compiled_parts(call)
+        schedule = self.schedule if trains else forwards(self.schedule)
         batches = [
             Microbatch(
                 dict(zip(each.any_stage.names, part.tensors, strict=True)),
@@ -276,10 +213,21 @@ class PipelinedEngine:
             stages = self._compile_stages(call, self.schedule.stages_of(self._rank))
         layouts = next(iter(stages.values())).layouts
         agree(Statement({"layouts": "\n".join(map(str, layouts.values()))}), dist.group.WORLD)
-        owners = _fitting(exchanged({stage: _facts(compiled) for stage, compiled in stages.items()}, _world()))
+        owners = fitting(exchanged({stage: StageFacts.of(compiled) for stage, compiled in stages.items()}, _world()))
         if self.runtime.layouts is None:
             self._settle(layouts)
+        if self._search is not None and next(iter(stages.values())).loss is not None:
+            self._reschedule(self._search, stages)
         return Specialization(stages, owners)
+
+    def _reschedule(self, search: Search, stages: Mapping[int, CompiledStage]) -> None:
+        """Once, for the first microbatches that are trained on: all ranks find the same from the same times."""
+        times: dict[int, StageTimes] = {}
+        for ours in exchanged({stage: compiled.times for stage, compiled in stages.items()}, _world()):
+            times.update(ours)
+        self.schedule = search([times[stage] for stage in range(self.schedule.stages)])
+        agree(Statement({"schedule": self.schedule.to_text()}), dist.group.WORLD)
+        self._search = None
 
     def _gradients(self, progress: Progress) -> dict[str, torch.Tensor]:
         """Of this rank's parameters: means over the data-parallel ranks, shards of those that are sharded."""
@@ -327,53 +275,8 @@ def _world() -> dist.ProcessGroup:
     return group
 
 
-def _by_work(stage: StageProgram) -> dict[Work, Program]:
-    names = {
-        Work.FORWARD: FORWARD,
-        Work.BACKWARD: BACKWARD,
-        Work.INPUT_GRADIENT: INPUT_GRADIENTS,
-        Work.WEIGHT_GRADIENT: WEIGHT_GRADIENTS,
-    }
-    return {work: stage.parts[name] for work, name in names.items() if name in stage.parts}
-
-
 def _seed(stage: CompiledStage, part: Part, device: torch.device) -> dict[str, torch.Tensor]:
     """The gradient that arrives at the loss of a microbatch: its share of the mean."""
     if stage.loss is None:
         return {}
     return {stage.loss: torch.full((), part.share, dtype=stage.outputs[stage.loss].dtype, device=device)}
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What neighbours and twins of a stage must agree with."""
-
-    received: list[str]
-    sent: list[str]
-    collectives: str
-    outputs: list[str]
-
-
-def _facts(stage: CompiledStage) -> _Facts:
-    program = stage.program
-    return _Facts(
-        [str(each) for each in program.received],
-        [str(each) for each in program.sent],
-        stage.collectives,
-        program.user_outputs,
-    )
-
-
-def _fitting(facts: Sequence[Mapping[int, _Facts]]) -> dict[str, int]:
-    """The stage that makes each output. Raises RankMismatchError, on all ranks alike, if stages do not fit."""
-    found: dict[int, tuple[int, _Facts]] = {}
-    for rank, its in enumerate(facts):
-        for stage, fact in its.items():
-            first, known = found.setdefault(stage, (rank, fact))
-            if fact != known:
-                raise RankMismatchError(f"stage {stage} of rank {rank} is not that of rank {first}")
-    for stage in sorted(found)[:-1]:
-        sent, received = found[stage][1].sent, found[stage + 1][1].received
-        if sent != received:
-            raise RankMismatchError(f"stage {stage} sends {sent}, stage {stage + 1} expects {received}")
-    return {name: stage for stage, (_, fact) in found.items() for name in fact.outputs}
