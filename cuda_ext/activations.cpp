@@ -77,11 +77,9 @@ void gated(
     });
 }
 
-// Rows of `dgate` and `dup` lie `gradient_stride` apart.
 void gated_backward(
     const void* dy, const void* gate, const void* up, void* dgate, void* dup, int64_t rows, int64_t width,
-    int64_t gate_stride, int64_t up_stride, int64_t gradient_stride, int64_t activation, int64_t is_bf16,
-    int64_t threads) {
+    int64_t gate_stride, int64_t up_stride, int64_t activation, int64_t is_bf16, int64_t threads) {
     with_both(activation, is_bf16, [=](auto function, auto element) {
         using Element = decltype(element);
         share(rows, width, threads, [=](int64_t, int64_t begin, int64_t end) {
@@ -89,8 +87,8 @@ void gated_backward(
                 const Element* d = static_cast<const Element*>(dy) + row * width;
                 const Element* g = static_cast<const Element*>(gate) + row * gate_stride;
                 const Element* u = static_cast<const Element*>(up) + row * up_stride;
-                Element* to_gate = static_cast<Element*>(dgate) + row * gradient_stride;
-                Element* to_up = static_cast<Element*>(dup) + row * gradient_stride;
+                Element* to_gate = static_cast<Element*>(dgate) + row * width;
+                Element* to_up = static_cast<Element*>(dup) + row * width;
 #pragma omp simd
                 for (int64_t i = 0; i < width; ++i) {
                     const Point point = function.at(widened(g[i]));

@@ -35,18 +35,16 @@ def gated(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor
 def gated_backward(
     dy: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(dgate, dup) of `gated`: halves of one [rows, 2 * width], so that they may be a gradient together."""
+    """(dgate, dup) of `gated`."""
     _check_gated(gate, up, activation)
     check("dy", dy, gate.shape, (gate.dtype,))
     native = library(_SOURCE)
     if native is None:
         return reference.gated_backward(dy, gate, up, activation)
-    rows, width = gate.shape
-    both = gate.new_empty(rows, 2 * width)
-    dgate, dup = both[:, :width], both[:, width:]
-    sizes = (rows, width, gate.stride(0), up.stride(0), 2 * width)
-    tensors = (dy, gate, up, dgate, dup)
-    native.call("gated_backward", *tensors, *sizes, ACTIVATIONS.index(activation), gate.dtype == _BF16)
+    dgate, dup = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+    strides = gate.stride(0), up.stride(0)
+    types = ACTIVATIONS.index(activation), gate.dtype == _BF16
+    native.call("gated_backward", dy, gate, up, dgate, dup, *gate.shape, *strides, *types)
     return dgate, dup
 
 

@@ -13,7 +13,7 @@ def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     of_gate, of_up = activations.gated_backward(rows_of(gradient).contiguous(), rows_of(gate), rows_of(up), activation)
-    return of_gate.contiguous().view(gate.shape), of_up.contiguous().view(up.shape)
+    return of_gate.view(gate.shape), of_up.view(up.shape)
 
 
 def bias_activation(x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
