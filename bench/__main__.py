@@ -411,7 +411,7 @@ def main() -> None:
     offloading.set_defaults(run=_offload)
     idling = commands.add_parser("bubble", help="idle fractions of pipelines whose stages sleep")
     idling.add_argument("--worlds", default="2,4")
-    idling.add_argument("--unit-ms", type=float, default=200, help="of a forward where a rank has one stage")
+    idling.add_argument("--unit-ms", type=float, default=1000, help="of a forward where a rank has one stage")
     idling.add_argument("--elements", type=int, default=100_000, help="float32 that cross between stages")
     idling.add_argument("--rounds", type=int, default=3)
     idling.add_argument("--result", default="bubble")
