@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graphopt.errors import PlanError
+from graphopt.nearest import nearest
 from graphopt.plan import Plan
 from graphopt.plan.sections import SEARCH
 from graphopt.schedules import NAMES, Schedule, StageTimes, peak_live, published, search
@@ -18,8 +19,10 @@ def planned_schedule(plan: Plan, times: Sequence[StageTimes] | None = None) -> S
     asked, ranks = plan.pipeline, plan.pipeline_ranks
     if asked.schedule == SEARCH:
         return _searched(plan, times)
-    if asked.schedule in NAMES or not Path(asked.schedule).suffix:
+    if asked.schedule in NAMES:
         return published(asked.schedule, ranks, plan.microbatches, asked.stages_per_rank)
+    if not Path(asked.schedule).suffix:
+        raise PlanError(f"no schedule is called '{asked.schedule}'; {nearest(asked.schedule, (*NAMES, SEARCH))}")
     try:
         text = Path(asked.schedule).read_text(encoding="utf-8")
     except OSError as error:

@@ -16,7 +16,7 @@ from tests.support.training import whole
 from tests.support.zoo import ZOO
 
 SHARDED = "pp=2,dp=2,zero=3,zero.whole_below=64,pipeline.microbatches=4"
-SPLIT = "pp=2,tp=2,pipeline.microbatches=2"
+SPLIT = "pp=2,tp=2,pipeline=zbv,pipeline.microbatches=2"  # two stages on a rank
 OTHERS = ["pp=4,pipeline.microbatches=4", "tp=4", "dp=4,zero=1,zero.whole_below=64", SPLIT, SHARDED]
 State = dict[str, torch.Tensor]
 

@@ -43,3 +43,8 @@ def test_what_may_be_alive_is_for_a_search() -> None:
         Plan.parse("pp=2,pipeline=zbv,pipeline.live=3")
     with pytest.raises(PlanError, match="its cap is at least 2, not 1"):
         planned_schedule(_plan("pipeline=search,pipeline.live=1"))
+
+
+def test_a_name_that_is_none_is_told_the_nearest() -> None:
+    with pytest.raises(PlanError, match="no schedule is called 'serch'.*search"):
+        planned_schedule(_plan("pipeline=serch"))

@@ -20,7 +20,7 @@ from tests.support.zoo import ZOO
 
 PLANS = [
     "pp=2,dp=2,zero=3,zero.whole_below=64,pipeline.microbatches=4",
-    "pp=2,tp=2,pipeline.microbatches=2",
+    "pp=2,tp=2,pipeline=zbv,pipeline.microbatches=2",
     "dp=2,tp=2,zero=2,zero.whole_below=64",
     "dp=4,zero=3,zero.whole_below=0",
 ]
