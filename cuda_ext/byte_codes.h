@@ -1,0 +1,83 @@
+// States of one byte an element: dynamic quantization by blocks (Dettmers et al., "8-bit Optimizers via Block-wise
+// Quantization", arXiv:2110.02861, section 2). A code has, from its highest bit, a sign (where there is one), k zeros, a
+// one, and n bits of a fraction f; it stands for 10^-k (0.1 + 0.9 (f + 1/2) / 2^n), k at most 6. What is left of the
+// codes are 0 and 1. Elements are divided by the largest of their block first.
+//
+// The nearest code is found by arithmetic: a search in a table would take longer than what a step reads and writes.
+
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+
+#include "portable.h"
+
+constexpr int64_t block_elements = 256;  // of one scale
+
+ON_BOTH float as_float(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+ON_BOTH std::uint32_t as_bits(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+template <bool is_signed>
+struct Codes {
+    static constexpr int longest = is_signed ? 6 : 7;  // bits of a fraction
+    static constexpr int most_zeros = 6;
+
+    static ON_BOTH float decoded(std::uint8_t code) {
+        const std::uint32_t magnitude = is_signed ? code & 127 : code;
+        // The number 2^(n + 1) (1 + (f + 1/2) / 2^n) has n in its exponent, the fraction in its mantissa.
+        const std::uint32_t bits = as_bits(static_cast<float>(2 * magnitude + 1));
+        const int zeros = longest + 1 - static_cast<int>((bits >> 23) - 127);
+        const float within = 0.9f * as_float((bits & 0x7fffff) | 0x3f800000) - 0.8f;
+        const float value = (zeros & 1 ? 0.1f : 1.0f) * (zeros & 2 ? 0.01f : 1.0f) * (zeros & 4 ? 1e-4f : 1.0f) * within;
+        if (is_signed) return magnitude ? (code & 128 ? -value : value) : code ? 1.0f : 0.0f;
+        return code > 1 ? value : static_cast<float>(code);
+    }
+
+    // The nearest, of numbers of at most 1. Squares that are not 0 stay so: a step is divided by their root
+    // (Li et al., "Memory Efficient Optimizers with 4-bit States", arXiv:2309.01507, section 4.1).
+    static ON_BOTH std::uint8_t encoded(float x) {
+        const float size = is_signed ? std::fabs(x) : x;
+        int zeros = 0;
+        for (int k = 1; k <= most_zeros; ++k) zeros += size < least_before(k);
+        const int n = longest - zeros;
+        const float up = (zeros & 1 ? 10.0f : 1.0f) * (zeros & 2 ? 100.0f : 1.0f) * (zeros & 4 ? 1e4f : 1.0f);
+        const float cells = as_float(static_cast<std::uint32_t>(127 + n) << 23);
+        const float cell = (size * up - 0.1f) * (1 / 0.9f) * cells;
+        const auto fraction = static_cast<std::uint32_t>(fminf(fmaxf(cell, 0.0f), cells - 1));  // of nan: 0
+        const auto code = static_cast<std::uint8_t>((1u << n) | fraction);
+        if (is_signed) {
+            if (size < 0.5f * lowest(most_zeros)) return 0;
+            return x > least_of_one() ? 128 : x < 0 ? code | 128 : code;
+        }
+        return x > least_of_one() ? 1 : x == 0 ? 0 : code;
+    }
+
+   private:
+    static constexpr ON_BOTH double power(int k) { return k ? power(k - 1) / 10 : 1; }
+    // The first and the last number with k zeros.
+    static constexpr ON_BOTH float lowest(int k) {
+        return static_cast<float>(power(k) * (0.1 + 0.45 / (1 << (longest - k))));
+    }
+    static constexpr ON_BOTH float highest(int k) {
+        return static_cast<float>(power(k) * (1 - 0.45 / (1 << (longest - k))));
+    }
+    // Halfway between the numbers with k zeros and those with fewer.
+    static constexpr ON_BOTH float least_before(int k) { return 0.5f * (lowest(k - 1) + highest(k)); }
+    static constexpr ON_BOTH float least_of_one() { return 0.5f * (highest(0) + 1); }
+};
+
+// What the elements of a block are multiplied with before they are encoded, and afterwards.
+struct Scale {
+    float down, up;
+    explicit ON_BOTH Scale(float largest)  // nan stays nan
+        : down(largest < FLT_MIN ? 0 : 1 / largest), up(largest < FLT_MIN ? 0 : largest) {}
+};
