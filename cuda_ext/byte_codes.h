@@ -9,6 +9,7 @@
 
 #include <cfloat>
 #include <cmath>
+#include <utility>
 
 #include "portable.h"
 
@@ -26,10 +27,27 @@ ON_BOTH std::uint32_t as_bits(float value) {
     return bits;
 }
 
+constexpr int most_zeros = 6;
+
+// The first and the last of the numbers with these zeros, where a fraction without any has `longest` bits.
+constexpr double lowest(int longest, int zeros) {
+    return zeros ? lowest(longest - 1, zeros - 1) / 10 : 0.1 + 0.45 / (1 << longest);
+}
+constexpr double highest(int longest, int zeros) {
+    return zeros ? highest(longest - 1, zeros - 1) / 10 : 1 - 0.45 / (1 << longest);
+}
+
+// Halfway between the numbers with these zeros and those with fewer; before 1; and before the first.
+template <int longest, int zeros>
+constexpr float least_before = static_cast<float>(0.5 * (lowest(longest, zeros - 1) + highest(longest, zeros)));
+template <int longest>
+constexpr float least_of_one = static_cast<float>(0.5 * (highest(longest, 0) + 1));
+template <int longest>
+constexpr float least_of_any = static_cast<float>(0.5 * lowest(longest, most_zeros));
+
 template <bool is_signed>
 struct Codes {
     static constexpr int longest = is_signed ? 6 : 7;  // bits of a fraction
-    static constexpr int most_zeros = 6;
 
     static ON_BOTH float decoded(std::uint8_t code) {
         const std::uint32_t magnitude = is_signed ? code & 127 : code;
@@ -46,8 +64,7 @@ struct Codes {
     // (Li et al., "Memory Efficient Optimizers with 4-bit States", arXiv:2309.01507, section 4.1).
     static ON_BOTH std::uint8_t encoded(float x) {
         const float size = is_signed ? std::fabs(x) : x;
-        int zeros = 0;
-        for (int k = 1; k <= most_zeros; ++k) zeros += size < least_before(k);
+        const int zeros = zeros_of(size, std::make_integer_sequence<int, most_zeros>{});
         const int n = longest - zeros;
         const float up = (zeros & 1 ? 10.0f : 1.0f) * (zeros & 2 ? 100.0f : 1.0f) * (zeros & 4 ? 1e4f : 1.0f);
         const float cells = as_float(static_cast<std::uint32_t>(127 + n) << 23);
@@ -55,24 +72,17 @@ struct Codes {
         const auto fraction = static_cast<std::uint32_t>(fminf(fmaxf(cell, 0.0f), cells - 1));  // of nan: 0
         const auto code = static_cast<std::uint8_t>((1u << n) | fraction);
         if (is_signed) {
-            if (size < 0.5f * lowest(most_zeros)) return 0;
-            return x > least_of_one() ? 128 : x < 0 ? code | 128 : code;
+            if (size < least_of_any<longest>) return 0;
+            return x > least_of_one<longest> ? 128 : x < 0 ? code | 128 : code;
         }
-        return x > least_of_one() ? 1 : x == 0 ? 0 : code;
+        return x > least_of_one<longest> ? 1 : x == 0 ? 0 : code;
     }
 
    private:
-    static constexpr ON_BOTH double power(int k) { return k ? power(k - 1) / 10 : 1; }
-    // The first and the last number with k zeros.
-    static constexpr ON_BOTH float lowest(int k) {
-        return static_cast<float>(power(k) * (0.1 + 0.45 / (1 << (longest - k))));
+    template <int... zeros>
+    static ON_BOTH int zeros_of(float size, std::integer_sequence<int, zeros...>) {
+        return (... + (size < least_before<longest, zeros + 1>));
     }
-    static constexpr ON_BOTH float highest(int k) {
-        return static_cast<float>(power(k) * (1 - 0.45 / (1 << (longest - k))));
-    }
-    // Halfway between the numbers with k zeros and those with fewer.
-    static constexpr ON_BOTH float least_before(int k) { return 0.5f * (lowest(k - 1) + highest(k)); }
-    static constexpr ON_BOTH float least_of_one() { return 0.5f * (highest(0) + 1); }
 };
 
 // What the elements of a block are multiplied with before they are encoded, and afterwards.

@@ -57,7 +57,7 @@ def update_lists(
     numbers = (rule.gradient_scale, *rule.factors)
     factors = None
     if any(isinstance(each, torch.Tensor) for each in numbers):
-        factors = torch.stack([torch.full((), 0.0, device=device) + each for each in numbers])
+        factors = torch.stack([torch.zeros((), device=device) + each for each in numbers]).float()
     given = [0.0 if isinstance(each, torch.Tensor) else each for each in numbers]
     addresses = [0 if each is None else each.data_ptr() for each in (factors, scale, skip)]
     for (types, copy), alike in grouped(runs, _kind).items():
@@ -83,7 +83,7 @@ def norm_of_lists(
         parts.append(sums)
     sums, result = torch.cat(parts), torch.empty(3, device=device)
     limit = -1.0 if most is None else float(most)
-    kernels.call("norm", device, sums, result, sums.numel(), float(gradient_scale), limit)
+    kernels.call("norm_of_sums", device, sums, result, sums.numel(), float(gradient_scale), limit)
     return result
 
 

@@ -73,7 +73,7 @@ int squares(const Run* runs, float* sums, int64_t count, int64_t type, int64_t d
 }
 
 // sums: what `squares` wrote, `size` floats; result: three floats, see `Norm`.
-int norm(const float* sums, float* result, int64_t size, float gradient_scale, float most, int64_t device,
+int norm_of_sums(const float* sums, float* result, int64_t size, float gradient_scale, float most, int64_t device,
          int64_t queue) {
     if (const int error = use_device(device)) return error;
     return launch(
