@@ -29,13 +29,11 @@ ON_BOTH std::uint32_t as_bits(float value) {
 
 constexpr int most_zeros = 6;
 
+constexpr double power(int zeros) { return zeros ? 10 * power(zeros - 1) : 1; }
+
 // The first and the last of the numbers with these zeros, where a fraction without any has `longest` bits.
-constexpr double lowest(int longest, int zeros) {
-    return zeros ? lowest(longest - 1, zeros - 1) / 10 : 0.1 + 0.45 / (1 << longest);
-}
-constexpr double highest(int longest, int zeros) {
-    return zeros ? highest(longest - 1, zeros - 1) / 10 : 1 - 0.45 / (1 << longest);
-}
+constexpr double lowest(int longest, int zeros) { return (0.1 + 0.45 / (1 << (longest - zeros))) / power(zeros); }
+constexpr double highest(int longest, int zeros) { return (1 - 0.45 / (1 << (longest - zeros))) / power(zeros); }
 
 // Halfway between the numbers with these zeros and those with fewer; before 1; and before the first.
 template <int longest, int zeros>
@@ -44,6 +42,12 @@ template <int longest>
 constexpr float least_of_one = static_cast<float>(0.5 * (highest(longest, 0) + 1));
 template <int longest>
 constexpr float least_of_any = static_cast<float>(0.5 * lowest(longest, most_zeros));
+
+// How many numbers have these zeros, and one over their distance.
+template <int longest, int zeros>
+constexpr float cells_of = 1 << (longest - zeros);
+template <int longest, int zeros>
+constexpr float rate_of = static_cast<float>(cells_of<longest, zeros> / 0.9 * power(zeros));
 
 template <bool is_signed>
 struct Codes {
@@ -64,13 +68,10 @@ struct Codes {
     // (Li et al., "Memory Efficient Optimizers with 4-bit States", arXiv:2309.01507, section 4.1).
     static ON_BOTH std::uint8_t encoded(float x) {
         const float size = is_signed ? std::fabs(x) : x;
-        const int zeros = zeros_of(size, std::make_integer_sequence<int, most_zeros>{});
-        const int n = longest - zeros;
-        const float up = (zeros & 1 ? 10.0f : 1.0f) * (zeros & 2 ? 100.0f : 1.0f) * (zeros & 4 ? 1e4f : 1.0f);
-        const float cells = as_float(static_cast<std::uint32_t>(127 + n) << 23);
-        const float cell = (size * up - 0.1f) * (1 / 0.9f) * cells;
-        const auto fraction = static_cast<std::uint32_t>(fminf(fmaxf(cell, 0.0f), cells - 1));  // of nan: 0
-        const auto code = static_cast<std::uint8_t>((1u << n) | fraction);
+        float cells = cells_of<longest, 0>, rate = rate_of<longest, 0>;
+        find(size, cells, rate, std::make_integer_sequence<int, most_zeros>{});
+        const float place = fmaf(size, rate, cells * (8.0f / 9));  // (x - 0.1) / 0.9 of the cells, behind as many
+        const auto code = static_cast<std::uint8_t>(fminf(fmaxf(place, cells), 2 * cells - 1));  // of nan: a number
         if (is_signed) {
             if (size < least_of_any<longest>) return 0;
             return x > least_of_one<longest> ? 128 : x < 0 ? code | 128 : code;
@@ -79,9 +80,13 @@ struct Codes {
     }
 
    private:
-    template <int... zeros>
-    static ON_BOTH int zeros_of(float size, std::integer_sequence<int, zeros...>) {
-        return (... + (size < least_before<longest, zeros + 1>));
+    template <int... fewer>
+    static ON_BOTH void find(float size, float& cells, float& rate, std::integer_sequence<int, fewer...>) {
+        const auto take = [&](bool is_less, float its_cells, float its_rate) {
+            cells = is_less ? its_cells : cells;
+            rate = is_less ? its_rate : rate;
+        };
+        (..., take(size < least_before<longest, fewer + 1>, cells_of<longest, fewer + 1>, rate_of<longest, fewer + 1>));
     }
 };
 

@@ -19,7 +19,7 @@ template <int size, bool is_signed>
 ON_BOTH void encode(void* to, int64_t at, float scale, const float* from) {
     Vector<std::uint8_t, size> codes;
     for (int k = 0; k < size; ++k) codes.at[k] = Codes<is_signed>::encoded(from[k] * scale);
-    *reinterpret_cast<Vector<std::uint8_t, size>*>(static_cast<std::uint8_t*>(to) + at) = codes;
+    stream(static_cast<std::uint8_t*>(to) + at, codes);
 }
 
 template <typename Rule, typename Parameter, typename Gradient>
@@ -150,7 +150,7 @@ int optimize(const Run* runs, const Common* common, int64_t count, int64_t rule,
     switch (rule) {
         case 0: return update<Sgd>(runs, count, types, *common, queue);
         case 2: return update<Lion>(runs, count, types, *common, queue);
-        default: return update<AdamOf<true>>(runs, count, types, *common, queue);
+        default: return update<AdamOf<true, true>>(runs, count, types, *common, queue);
     }
 }
 

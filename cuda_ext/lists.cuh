@@ -76,22 +76,40 @@ struct alignas(sizeof(Element) * size) Vector {
     Element at[size];
 };
 
-// Read in one access, as what is not needed again.
+#ifdef __CUDACC__
+// What is read or written in one access.
+template <typename Value>
+using Raw = std::conditional_t<
+    sizeof(Value) == 16, uint4,
+    std::conditional_t<sizeof(Value) == 8, uint2,
+                       std::conditional_t<sizeof(Value) == 4, unsigned,
+                                          std::conditional_t<sizeof(Value) == 2, unsigned short, unsigned char>>>>;
+#endif
+
+// As what is not needed again.
 template <int size, typename Element>
 ON_BOTH Vector<Element, size> streamed(const Element* from) {
     Vector<Element, size> read;
 #ifdef __CUDA_ARCH__
-    constexpr int bytes = sizeof read;
-    using Small = std::conditional_t<bytes == 1, unsigned char, unsigned short>;
-    using Raw = std::conditional_t<
-        bytes == 16, uint4, std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, unsigned, Small>>>;
-    static_assert(sizeof(Raw) == bytes);
-    const Raw raw = __ldcs(reinterpret_cast<const Raw*>(from));
-    std::memcpy(&read, &raw, bytes);
+    const auto raw = __ldcs(reinterpret_cast<const Raw<Vector<Element, size>>*>(from));
+    static_assert(sizeof raw == sizeof read);
+    std::memcpy(&read, &raw, sizeof raw);
 #else
     std::memcpy(&read, from, sizeof read);
 #endif
     return read;
+}
+
+template <typename Element, int size>
+ON_BOTH void stream(Element* to, const Vector<Element, size>& written) {
+#ifdef __CUDA_ARCH__
+    Raw<Vector<Element, size>> raw;
+    static_assert(sizeof raw == sizeof written);
+    std::memcpy(&raw, &written, sizeof raw);
+    __stcs(reinterpret_cast<decltype(raw)*>(to), raw);
+#else
+    std::memcpy(to, &written, sizeof written);
+#endif
 }
 
 template <int size, typename Element>
@@ -104,7 +122,7 @@ template <int size, typename Element>
 ON_BOTH void store(Element* to, const float* from) {
     Vector<Element, size> written;
     for (int i = 0; i < size; ++i) written.at[i] = narrowed<Element>(from[i]);
-    *reinterpret_cast<Vector<Element, size>*>(to) = written;
+    stream(to, written);
 }
 
 template <int size, typename Element>

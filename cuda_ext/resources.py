@@ -62,7 +62,8 @@ def hash_of_sources() -> str:
 def _readable(names: list[str]) -> list[str]:
     """Names as in the source: c++filt comes with the compilers that nvcc needs."""
     said = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    return [re.sub(r"^void |\(anonymous namespace\)::|\(.*\)$", "", line) for line in said.splitlines()]
+    plain = [re.sub(r"^void |\(anonymous namespace\)::|\(.*\)$| (?=>)", "", line) for line in said.splitlines()]
+    return [name.replace("unsigned short", "bf16") for name in plain]
 
 
 def _write() -> None:

@@ -52,9 +52,28 @@ ON_BOTH float multiply_add(float a, float b, float c) {
     return a * b + c;
 }
 
+// Quotient and root of numbers that are not extreme, where a unit or two in the last place count for nothing.
+ON_BOTH float quick_quotient(float a, float b) {
+#ifdef __CUDA_ARCH__
+    return __fdividef(a, b);
+#else
+    return a / b;
+#endif
+}
+
+ON_BOTH float quick_root(float x) {
+#ifdef __CUDA_ARCH__
+    float root;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return root;
+#else
+    return std::sqrt(x);
+#endif
+}
+
 // Adam and AdamW. Operations and roundings are those of torch.optim.AdamW(fused=True) on the CPU, where no others are
 // fused by the compiler: a fused multiply-add exactly where torch's kernels for AVX2 and AVX-512 have one.
-template <bool has_fma>
+template <bool has_fma, bool is_quick = false>
 struct AdamOf {
     static constexpr int states = 2;
     static ON_BOTH float updated(float p, float g, float& first, float& second, const Factors& f) {
@@ -63,6 +82,10 @@ struct AdamOf {
         const float weight = from_old ? f.fresh : f.fresh - 1;
         first = multiply_add<has_fma>(weight, g - first, from_old ? first : g);
         second = multiply_add<has_fma>(f.from_fresh * g, g, second * f.from_old);
+        if (is_quick) {
+            const float denominator = quick_quotient(quick_root(second), f.correction) + f.eps;
+            return p * f.kept - quick_quotient(f.rate * first, denominator);
+        }
         const float denominator = std::sqrt(second) / f.correction + f.eps;
         return p * f.kept - f.rate * first / denominator;
     }
