@@ -63,7 +63,9 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, moved: float, rule: Rule, parameter: torch.dtype, gradient: torch.dtype, rivals: Any, **of: Any) -> Case:
+def _case(
+    name: str, moved: float, rule: Rule, parameter: torch.dtype, gradient: torch.dtype, rivals: Any, **of: Any
+) -> Case:
     lists = _lists(rule, parameter, gradient, **of)
     return Case(name, moved, lambda runs: update(runs, rule), rivals or (lambda runs: {}), lists, rule)
 
@@ -89,7 +91,8 @@ def _lists(
 
 def _states(run: Run) -> list[Tensor]:
     return [
-        each.values(is_signed=not number) if isinstance(each, ByteState) else each for number, each in enumerate(run.states)
+        each.values(is_signed=not number) if isinstance(each, ByteState) else each
+        for number, each in enumerate(run.states)
     ]
 
 

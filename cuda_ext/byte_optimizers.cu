@@ -12,12 +12,14 @@ constexpr int per_thread = block_elements / warp_threads;
 template <int size, bool is_signed>
 ON_BOTH void decode(const void* from, int64_t at, float scale, float* to) {
     const auto codes = streamed<size>(static_cast<const std::uint8_t*>(from) + at);
+#pragma unroll
     for (int k = 0; k < size; ++k) to[k] = scale * Codes<is_signed>::decoded(codes.at[k]);
 }
 
 template <int size, bool is_signed>
 ON_BOTH void encode(void* to, int64_t at, float scale, const float* from) {
     Vector<std::uint8_t, size> codes;
+#pragma unroll
     for (int k = 0; k < size; ++k) codes.at[k] = Codes<is_signed>::encoded(from[k] * scale);
     stream(static_cast<std::uint8_t*>(to) + at, codes);
 }
@@ -52,6 +54,7 @@ struct Update {
             update<1>(run, thread % warp_threads, held);
         }
         Pair<float> largest{0, 0};
+#pragma unroll
         for (int i = 0; i < per_thread; ++i) {
             largest = Largest::of(largest, Pair<float>{std::fabs(held.first[i]), held.second[i]});
         }
@@ -95,8 +98,10 @@ struct Update {
         const float first_scale = run.first_scales[held.begin / block_elements];
         const float second_scale = Rule::states > 1 ? run.second_scales[held.begin / block_elements] : 0;
         float p[per_thread] = {}, g[per_thread] = {};
+#pragma unroll
         for (int i = 0; i < per_thread; i += size) {
             const int64_t at = place<size>(held, lane, i / size);
+#pragma unroll
             for (int k = 0; k < size; ++k) held.first[i + k] = held.second[i + k] = 0;
             if (size == 1 && at >= held.end) continue;
             load<size>(static_cast<const Parameter*>(run.parameter) + at, p + i);
@@ -104,10 +109,12 @@ struct Update {
             decode<size, true>(run.first, at, first_scale, held.first + i);
             if (Rule::states > 1) decode<size, false>(run.second, at, second_scale, held.second + i);
         }
+#pragma unroll
         for (int i = 0; i < per_thread; ++i) {
             const float scaled = g[i] * factors.gradient_scale;
             p[i] = Rule::updated(p[i], scaled, held.first[i], held.second[i], factors);
         }
+#pragma unroll
         for (int i = 0; i < per_thread; i += size) {
             const int64_t at = place<size>(held, lane, i / size);
             if (size == 1 && at >= held.end) {
@@ -121,6 +128,7 @@ struct Update {
 
     template <int size>
     ON_BOTH void write(const Run& run, int lane, const Held& held, float first, float second) const {
+#pragma unroll
         for (int i = 0; i < per_thread; i += size) {
             const int64_t at = place<size>(held, lane, i / size);
             if (size == 1 && at >= held.end) continue;

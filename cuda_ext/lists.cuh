@@ -115,12 +115,14 @@ ON_BOTH void stream(Element* to, const Vector<Element, size>& written) {
 template <int size, typename Element>
 ON_BOTH void load(const Element* from, float* to) {
     const auto read = streamed<size>(from);
+#pragma unroll
     for (int i = 0; i < size; ++i) to[i] = widened(read.at[i]);
 }
 
 template <int size, typename Element>
 ON_BOTH void store(Element* to, const float* from) {
     Vector<Element, size> written;
+#pragma unroll
     for (int i = 0; i < size; ++i) written.at[i] = narrowed<Element>(from[i]);
     stream(to, written);
 }

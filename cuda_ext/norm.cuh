@@ -28,9 +28,11 @@ struct Squares {
         if (is_aligned<size>(gradient)) {
             for (; i + tile <= part.end; i += tile) {
                 float g[norm_vectors][size];
+#pragma unroll
                 for (int t = 0; t < norm_vectors; ++t) {
                     load<size>(gradient + i + (t * block_threads + thread) * size, g[t]);
                 }
+#pragma unroll
                 for (int t = 0; t < norm_vectors; ++t) add<size>(g[t], own);
             }
         }
@@ -48,6 +50,7 @@ struct Squares {
 
     template <int count>
     static ON_BOTH void add(const float* g, Pair<float>& own) {
+#pragma unroll
         for (int k = 0; k < count; ++k) {
             own.first += g[k] * g[k];
             own.second += std::fabs(g[k]) <= FLT_MAX ? 0.0f : 1.0f;

@@ -34,11 +34,13 @@ ON_BOTH bool is_in_vectors(const Run& run) {
 
 template <int size, int times, typename Element>
 ON_BOTH void load_all(const void* from, int64_t at, int64_t stride, float (&to)[times][size]) {
+#pragma unroll
     for (int t = 0; t < times; ++t) load<size>(static_cast<const Element*>(from) + at + t * stride, to[t]);
 }
 
 template <int size, int times, typename Element>
 ON_BOTH void store_all(void* to, int64_t at, int64_t stride, const float (&from)[times][size]) {
+#pragma unroll
     for (int t = 0; t < times; ++t) store<size>(static_cast<Element*>(to) + at + t * stride, from[t]);
 }
 
@@ -67,7 +69,9 @@ struct Update : Alone {
             load_all<size, times, Gradient>(run.gradient, at, stride, g);
             if (run.first) load_all<size, times, float>(run.first, at, stride, first);
             if (Rule::states > 1) load_all<size, times, float>(run.second, at, stride, second);
+#pragma unroll
             for (int t = 0; t < times; ++t) {
+#pragma unroll
                 for (int k = 0; k < size; ++k) {
                     const float scaled = g[t][k] * factors.gradient_scale;
                     p[t][k] = Rule::updated(p[t][k], scaled, first[t][k], second[t][k], factors);
@@ -76,6 +80,7 @@ struct Update : Alone {
             store_all<size, times, Parameter>(run.parameter, at, stride, p);
             if (run.first) store_all<size, times, float>(run.first, at, stride, first);
             if (Rule::states > 1) store_all<size, times, float>(run.second, at, stride, second);
+#pragma unroll
             for (int t = 0; t < times; ++t) common.store_copy<size>(run, at + t * stride, p[t]);
         }
     };
@@ -116,7 +121,9 @@ struct LambMoments {
             load_all<size, times, Gradient>(run.gradient, at, stride, g);
             load_all<size, times, float>(run.first, at, stride, first);
             load_all<size, times, float>(run.second, at, stride, second);
+#pragma unroll
             for (int t = 0; t < times; ++t) {
+#pragma unroll
                 for (int k = 0; k < size; ++k) {
                     Lamb::advance(g[t][k] * factors.gradient_scale, first[t][k], second[t][k], factors);
                     const float direction = Lamb::direction(p[t][k], first[t][k], second[t][k], factors);
@@ -179,12 +186,15 @@ struct LambStep : Alone {
             load_all<size, times, Parameter>(run.parameter, at, stride, p);
             load_all<size, times, float>(run.first, at, stride, first);
             load_all<size, times, float>(run.second, at, stride, second);
+#pragma unroll
             for (int t = 0; t < times; ++t) {
+#pragma unroll
                 for (int k = 0; k < size; ++k) {
                     p[t][k] -= rate * Lamb::direction(p[t][k], first[t][k], second[t][k], factors);
                 }
             }
             store_all<size, times, Parameter>(run.parameter, at, stride, p);
+#pragma unroll
             for (int t = 0; t < times; ++t) common.store_copy<size>(run, at + t * stride, p[t]);
         }
     };

@@ -56,9 +56,7 @@ def update(
     torch.autograd.graph.increment_version([tensor for run in runs for tensor in run.changed()])
 
 
-def gradient_norm(
-    gradients: Sequence[torch.Tensor], *, most: float | None = None, gradient_scale: float = 1.0
-) -> Norm:
+def gradient_norm(gradients: Sequence[torch.Tensor], *, most: float | None = None, gradient_scale: float = 1.0) -> Norm:
     """The norm of all gradients, contiguous and of one device, in one pass; sums have one order, whatever the device.
 
     most: of the norm that `scale` brings it to, as ``torch.nn.utils.clip_grad_norm_`` does; by default it is 1.
@@ -157,9 +155,7 @@ def _words(run: Run) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def by_operators(
-    run: Run, rule: Rule, scale: torch.Tensor | None = None, skip: torch.Tensor | None = None
-) -> None:
+def by_operators(run: Run, rule: Rule, scale: torch.Tensor | None = None, skip: torch.Tensor | None = None) -> None:
     """`update` of one run by torch's operators, of any strides."""
     gradient = run.gradient.float() * rule.gradient_scale
     if scale is not None:

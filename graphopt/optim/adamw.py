@@ -87,7 +87,9 @@ class AdamW(Optimizer):
                 if parameter.grad is not None:
                     due[int(self._state_of(parameter, group["state_bits"])["step"]) + 1].append(parameter)
             for step, parameters in due.items():
-                factor, scale = (1.0, gradient_scale) if isinstance(gradient_scale, torch.Tensor) else (gradient_scale, None)
+                factor, scale = (
+                    (1.0, gradient_scale) if isinstance(gradient_scale, torch.Tensor) else (gradient_scale, None)
+                )
                 settings = settings_of(group, step, factor)
                 if group["state_bits"] == 8:
                     wide = [_byte_run(parameter, self.state[parameter]) for parameter in parameters]

@@ -68,7 +68,9 @@ def test_the_nearest_code_is_found(lists: Any, is_signed: bool) -> None:
     scaled = ByteState.of(x, is_signed=is_signed)
     blocks = torch.nn.functional.pad(x, (0, -x.numel() % BLOCK)).view(-1, BLOCK)
     within = (blocks / blocks.abs().amax(1, keepdim=True)).view(-1)[: x.numel()]
-    apart = every[scaled.codes.long()] - every[[lists.handle.encoded(_float(each), is_signed) for each in within.tolist()]]
+    apart = (
+        every[scaled.codes.long()] - every[[lists.handle.encoded(_float(each), is_signed) for each in within.tolist()]]
+    )
     assert (apart.abs() > 1e-6).float().mean() <= 0.01  # but for what lies halfway
 
 
@@ -219,9 +221,17 @@ def test_other_rules_train_as_with_32_bits(rule: Any) -> None:
     ("rule", "states", "message"),
     [
         (LAMB(0.1), (ByteState.zeros(torch.zeros(4)),) * 2, "LAMB has states in float32 only"),
-        (Adam(0.1), (ByteState.zeros(torch.zeros(4)), torch.zeros(4)), r"states\[1\] is a Tensor, states\[0\] a ByteState"),
+        (
+            Adam(0.1),
+            (ByteState.zeros(torch.zeros(4)), torch.zeros(4)),
+            r"states\[1\] is a Tensor, states\[0\] a ByteState",
+        ),
         (Lion(0.1), (ByteState(torch.zeros(4), torch.zeros(1)),), r"states\[0\].codes is torch.float32"),
-        (Lion(0.1), (ByteState(torch.zeros(4, dtype=torch.uint8), torch.zeros(2)),), r"states\[0\].scales has the shape"),
+        (
+            Lion(0.1),
+            (ByteState(torch.zeros(4, dtype=torch.uint8), torch.zeros(2)),),
+            r"states\[0\].scales has the shape",
+        ),
     ],
 )
 def test_states_that_do_not_fit_are_named(rule: Any, states: Any, message: str) -> None:

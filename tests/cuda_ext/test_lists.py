@@ -128,7 +128,10 @@ def test_norms_are_near_float64(
 ) -> None:
     gradients = [random(dtype, offset + size, seed=size)[offset:] for size in sizes]
     exact = float(torch.cat(gradients).double().norm()) * 0.5
-    for found in (Norm(*norm_of_lists(lists, gradients, most, 0.5)), gradient_norm(gradients, most=most, gradient_scale=0.5)):
+    for found in (
+        Norm(*norm_of_lists(lists, gradients, most, 0.5)),
+        gradient_norm(gradients, most=most, gradient_scale=0.5),
+    ):
         assert float(found.norm) == pytest.approx(exact, rel=1e-6)
         share = 1.0 if most is None else min(1.0, most / (exact + 1e-6))
         assert float(found.scale) == pytest.approx(share, rel=1e-6)
