@@ -19,7 +19,7 @@ Step = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A step on a list. moved: bytes that it must read and write for each element; rule: None where it is a norm alone."""
+    """A step on a list. moved: bytes that it must read and write for each element; rule: None of a norm alone."""
 
     name: str
     moved: float

@@ -76,8 +76,10 @@ def update(
     """One step of AdamW on every run. Any part of a larger tensor may be a run: elements do not see each other.
 
     On the CPU torch's number of threads share one pass over memory, on a GPU one launch has many runs. What lies with
-    gaps, or is of a subclass, is updated by torch's operators. scale, skip: as of `graphopt.cuda_ext.optimizers.update`;
-    nobody waits for a GPU to know them. Raises ValueError that names the run and its tensor, before any is changed.
+    gaps, or is of a subclass, is updated by torch's operators. scale, skip: as of
+    `graphopt.cuda_ext.optimizers.update`; nobody waits for a GPU to know them.
+
+    Raises ValueError that names the run and its tensor, before any is changed.
     """
     for index, run in enumerate(runs):
         _check(run, index)
@@ -167,7 +169,10 @@ def _order(run: Run) -> list[int]:
 
 def _in_order(run: Run) -> optimizers.Run:
     """A flat run as contiguous tensors, which are views."""
-    return Run(*(each if each is None else each.permute(_order(run)) for each in run)).as_list_has_it()
+    order = _order(run)
+    copy = None if run.copy is None else run.copy.permute(order)
+    parameter, gradient, *moments = (tensor.permute(order) for tensor in run[:4] if tensor is not None)
+    return optimizers.Run(parameter, gradient, tuple(moments), copy)
 
 
 def _words(run: Run) -> tuple[int, ...]:

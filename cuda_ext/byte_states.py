@@ -11,7 +11,7 @@ _MOST_ZEROS = 6
 
 
 class ByteState(NamedTuple):
-    """codes: uint8, of the parameter's shape; scales: float32, of each `BLOCK` elements in order, the last may be fewer.
+    """codes: uint8, of the parameter's shape; scales: float32, one for each `BLOCK` elements, the last may be fewer.
 
     An element is its scale times what its code stands for: first states have signs, second ones none.
     """

@@ -36,7 +36,8 @@ class Library:
 def library(source: str, instructions: str | None = None) -> Library | None:
     """What `source`, a file beside this one, is built to; None where it cannot be, which one line of the log says.
 
-    A source in CUDA becomes loops over blocks and threads. instructions: one of `FLAGS`; by default the widest that the processor has.
+    A source in CUDA becomes loops over blocks and threads. instructions: one of `FLAGS`; by default the widest that the
+    processor has.
     """
     flags = FLAGS[instructions or available()[-1]]
     language = ("-x", "c++") if source.endswith(".cu") else ()

@@ -1,4 +1,4 @@
-"""Lists of tensors as optimizers.cu, byte_optimizers.cu and norm.cuh take them: tables of addresses, by device and type."""
+"""Lists of tensors as optimizers.cu and byte_optimizers.cu take them: tables of addresses, by device and type."""
 
 import ctypes
 import struct
@@ -29,9 +29,9 @@ Key = TypeVar("Key", bound=Hashable)
 class Run(NamedTuple):
     """What is updated together: contiguous tensors of one shape on one device, which share no memory.
 
-    parameter: float32, bfloat16 or float16, updated; gradient: of the parameter's dtype, or of any of these where that is
-    float32, only read; states: float32 or all `ByteState`, updated; copy: bfloat16 or float16 beside a float32 parameter,
-    set to the new one, rounded to nearest even.
+    parameter: float32, bfloat16 or float16, updated; gradient: of the parameter's dtype, or of any of these where that
+    is float32, only read; states: float32 or all `ByteState`, updated; copy: bfloat16 or float16 beside a float32
+    parameter, set to the new one, rounded to nearest even.
     """
 
     parameter: torch.Tensor
@@ -94,10 +94,11 @@ def _kind(run: Run) -> tuple[int, torch.dtype | None]:
 
 def _words(run: Run) -> tuple[int, ...]:
     """The run as lists.cuh reads it."""
-    states = [each if isinstance(each, ByteState) else (each, None) for each in run.states]
-    states += [(None, None)] * (2 - len(states))
-    columns = zip(*states, strict=True)
-    firsts, scales = ([0 if each is None else each.data_ptr() for each in column] for column in columns)
+    firsts, scales = [0, 0], [0, 0]
+    for number, state in enumerate(run.states):
+        values, scale = state if isinstance(state, ByteState) else (state, None)
+        firsts[number] = values.data_ptr()
+        scales[number] = 0 if scale is None else scale.data_ptr()
     copy = 0 if run.copy is None else run.copy.data_ptr()
     return (run.parameter.data_ptr(), run.gradient.data_ptr(), *firsts, copy, *scales, run.parameter.numel())
 

@@ -26,8 +26,8 @@ _HALVES = (torch.bfloat16, torch.float16)
 class Norm(NamedTuple):
     """float32 without dimensions, on the gradients' device.
 
-    norm: of all gradients as one vector; scale: what to multiply them with so that it is the most allowed; skip: 1 if an
-    element is not finite, else 0.
+    norm: of all gradients as one vector; scale: what to multiply them with so that it is the most allowed; skip: 1 if
+    an element is not finite, else 0.
     """
 
     norm: torch.Tensor
@@ -60,8 +60,8 @@ def gradient_norm(gradients: Sequence[torch.Tensor], *, most: float | None = Non
     """The norm of all gradients, contiguous and of one device, in one pass; sums have one order, whatever the device.
 
     most: of the norm that `scale` brings it to, as ``torch.nn.utils.clip_grad_norm_`` does; by default it is 1.
-    gradient_scale: what gradients count for. Squares are float32: above 1e19 a norm may be infinite where no gradient is.
-    Raises ValueError that names the gradient which does not fit.
+    gradient_scale: what gradients count for. Squares are float32: above 1e19 a norm may be infinite where no gradient
+    is. Raises ValueError that names the gradient which does not fit.
     """
     if not gradients:
         raise ValueError("gradients is empty: there is nothing to find the norm of")

@@ -49,7 +49,7 @@ def measured(source: Path, library: Path) -> list[dict[str, Any]]:
 def version() -> str:
     """Of nvcc. Raises BuildError if there is none."""
     said = subprocess.run([*nvcc().found(), "--version"], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"V([\d.]+)", said)[0]
+    return said.rpartition(" V")[2].split()[0]
 
 
 def hash_of_sources() -> str:

@@ -131,7 +131,7 @@ class Lion:
 
 @dataclass(frozen=True)
 class Adam:
-    """``torch.optim.Adam``, decoupled ``torch.optim.AdamW`` (arXiv:1412.6980, arXiv:1711.05101); states: both moments."""
+    """``torch.optim.Adam``, decoupled ``AdamW`` (arXiv:1412.6980, arXiv:1711.05101); states: both moments."""
 
     lr: float
     step: Step = 1

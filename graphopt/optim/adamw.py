@@ -29,9 +29,9 @@ class AdamW(Optimizer):
     State, by parameter: ``step``, ``exp_avg``, ``exp_avg_sq`` as torch has them, float32 also for bfloat16 parameters,
     and for those ``master``. A state dict of ``torch.optim.AdamW`` can be loaded, and the other way round.
 
-    state_bits: 32, or 8: moments are then codes of one byte with ``exp_avg_scales`` and ``exp_avg_sq_scales`` for each 256
-    elements (`graphopt.cuda_ext.byte_states.ByteState`), which torch's AdamW cannot load. Parameters are contiguous and no
-    DTensors then.
+    state_bits: 32, or 8: moments are then codes of one byte, with ``exp_avg_scales`` and ``exp_avg_sq_scales`` for each
+    256 elements (`graphopt.cuda_ext.byte_states.ByteState`), which torch's AdamW cannot load. Parameters are contiguous
+    and no DTensors then.
 
     lr, eps, weight_decay: not negative; betas: in [0, 1). Raises ValueError for others, TypeError for parameters of
     other dtypes.

@@ -97,9 +97,14 @@ def _cloned(run: Run) -> Run:
     return Run(run.parameter.clone(), run.gradient, states, None if run.copy is None else run.copy.clone())
 
 
+def _values(state: torch.Tensor | ByteState, number: int) -> torch.Tensor:
+    assert isinstance(state, ByteState)
+    return state.values(is_signed=not number)
+
+
 def _check(run: Run, before: Run, rule: Any) -> None:
     wide = before.parameter.double()
-    states = [state.values(is_signed=not number).double() for number, state in enumerate(before.states)]
+    states = [_values(state, number).double() for number, state in enumerate(before.states)]
     rule.apply(wide, before.gradient.double(), states)
     bound = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[run.parameter.dtype]
     largest = 1 + float(before.parameter.abs().max()) if wide.numel() else 0.0

@@ -1,4 +1,4 @@
-"""The kernels for GPUs over lists of tensors, run on the CPU as loops: against float64, at every size, place and dtype."""
+"""The kernels for GPUs over lists of tensors, run on the CPU as loops: against float64, at any size and place."""
 
 import math
 from dataclasses import replace

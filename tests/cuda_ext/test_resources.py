@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from graphopt.cuda_ext.cuda import TARGETS, nvcc
 from graphopt.cuda_ext.native import BuildError
@@ -51,6 +52,9 @@ def test_sources_compile_as_the_table_says_and_load_without_a_gpu(source: Path, 
     library = ctypes.CDLL(str(tmp_path / "kernels.so"))
     library.explained.restype = ctypes.c_char_p
     assert b"invalid" in library.explained(ctypes.c_int64(1))
+    common = ctypes.create_string_buffer(80)
+    error = library.optimize(None, common, *map(ctypes.c_int64, (0, 0, 0, 0, 0)))
+    assert (error == 0) == torch.cuda.is_available()
 
 
 @pytest.mark.long
