@@ -29,7 +29,7 @@ class Case:
     rule: Any = None
 
     def error(self, device: str) -> float:
-        """The largest distance of a parameter from the same in float64, beside the step."""
+        """The largest distance of a parameter from the same in float64, of its largest element."""
         if self.rule is None:
             return self._error_of_norm(device)
         worst = 0.0
@@ -37,9 +37,8 @@ class Case:
         before = [(run.parameter.double(), run.gradient.double(), _states(run)) for run in runs]
         self.step(runs)
         for run, (parameter, gradient, states) in zip(runs, before, strict=True):
-            old = parameter.clone()
-            self.rule.apply(parameter, gradient, [state.double() for state in states])
-            worst = max(worst, float((run.parameter.double() - parameter).abs().max() / (parameter - old).abs().max()))
+            self.rule.apply(parameter, gradient, states)
+            worst = max(worst, float((run.parameter.double() - parameter).abs().max() / parameter.abs().max()))
         return worst
 
     def _error_of_norm(self, device: str) -> float:
@@ -90,10 +89,8 @@ def _lists(
 
 
 def _states(run: Run) -> list[Tensor]:
-    return [
-        each.values(is_signed=not number) if isinstance(each, ByteState) else each
-        for number, each in enumerate(run.states)
-    ]
+    numbered = enumerate(run.states)
+    return [(each.values(is_signed=not n) if isinstance(each, ByteState) else each).double() for n, each in numbered]
 
 
 def _torchs(

@@ -1,8 +1,8 @@
 """Kernels in CUDA: a source is built by nvcc for all targets at once, and by the C++ compiler to loops on the CPU.
 
 Device code is in ``.cuh``, what launches it in ``.cu``, behind a plain C ABI and with CUDA's runtime linked in: a
-library fits every torch, and loads where there is no GPU. Its functions return an error's number, and take last a device
-and a stream; on the CPU these are 0 and a number of threads.
+library fits every torch, and loads where there is no GPU. Its functions return the number of an error, and take last a
+device and a stream; on the CPU these are 0 and a number of threads.
 """
 
 import ctypes

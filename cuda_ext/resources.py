@@ -8,10 +8,11 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from graphopt.cuda_ext.cuda import nvcc
+from graphopt.cuda_ext.cuda import FLAGS, TARGETS, nvcc
 from graphopt.cuda_ext.native import BuildError
 
 TABLE = Path(__file__).with_name("resources.json")
@@ -54,9 +55,19 @@ def version() -> str:
 
 def hash_of_sources() -> str:
     """Of the text that the table follows from."""
-    folder = TABLE.parent
-    files = [path for end in ("*.cu", "*.cuh", "*.h", "cuda.py") for path in sorted(folder.glob(end))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    texts = [(file.name, file.read_text()) for file in sorted(_with_headers(sources()))]
+    return hashlib.sha256(repr((texts, FLAGS, TARGETS)).encode()).hexdigest()
+
+
+def _with_headers(files: Iterable[Path]) -> set[Path]:
+    found: set[Path] = set()
+    due = [*files]
+    while due:
+        file = due.pop()
+        if file not in found:
+            found.add(file)
+            due += [file.with_name(name) for name in re.findall(r'#include "(.+)"', file.read_text())]
+    return found
 
 
 def _readable(names: list[str]) -> list[str]:
