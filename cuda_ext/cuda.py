@@ -66,10 +66,13 @@ class Kernels:
 
 
 def kernels(source: str, device: torch.device) -> Kernels | None:
-    """What `source`, a file beside this one, is built to; None where it cannot be, which one line of the log says."""
+    """What `source`, a file beside this one, is built to for the CPU or a GPU; None for other devices.
+
+    None also where it cannot be built, which one line of the log says.
+    """
     if device.type == "cuda":
         return _by_nvcc(source)
-    found = library(source)
+    found = library(source) if device.type == "cpu" else None
     return None if found is None else Kernels(found.handle)
 
 

@@ -81,15 +81,17 @@ class AdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        scale, factor = None, 1.0
+        if isinstance(gradient_scale, torch.Tensor):
+            scale = gradient_scale
+        else:
+            factor = gradient_scale
         for group in self.param_groups:
             due: dict[int, list[torch.Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     due[int(self._state_of(parameter, group["state_bits"])["step"]) + 1].append(parameter)
             for step, parameters in due.items():
-                factor, scale = (
-                    (1.0, gradient_scale) if isinstance(gradient_scale, torch.Tensor) else (gradient_scale, None)
-                )
                 settings = settings_of(group, step, factor)
                 if group["state_bits"] == 8:
                     wide = [_byte_run(parameter, self.state[parameter]) for parameter in parameters]

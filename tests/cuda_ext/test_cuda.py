@@ -106,6 +106,10 @@ def test_nvcc_is_found_where_cuda_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert nvcc().command == str(script)
 
 
+def test_other_devices_have_torchs_operators() -> None:
+    assert kernels("optimizers.cu", torch.device("meta")) is None
+
+
 def test_an_error_of_a_launch_is_explained(cache: Path, tmp_path: Path) -> None:
     source = tmp_path / "failing.cpp"
     source.write_text(
