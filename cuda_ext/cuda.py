@@ -55,8 +55,13 @@ class Kernels:
         else:
             error = function(*native, 0, torch.get_num_threads())
         if error:
-            self.handle.explained.restype = ctypes.c_char_p
-            raise LaunchError(f"{name} on {device}: {self.handle.explained(ctypes.c_int64(error)).decode()}")
+            raise LaunchError(f"{name} on {device}: {self.explained(error)}")
+
+    def explained(self, error: int) -> str:
+        function = self.handle.explained
+        function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_char_p
+        text: bytes = function(error)
+        return text.decode()
 
     def count(self, name: str, *arguments: Argument) -> int:
         """What a function that launches nothing says."""
@@ -96,7 +101,11 @@ def nvcc() -> Compiler:
 @functools.cache
 def _by_nvcc(source: str) -> Kernels | None:
     try:
-        return Kernels(load(Path(__file__).with_name(source), nvcc()))
+        found = Kernels(load(Path(__file__).with_name(source), nvcc()))
+        error = found.handle.hindrance()
+        if error:
+            raise BuildError(f"it was built, but cannot run: {found.explained(error)}")
+        return found
     except BuildError as error:
         log.warning("%s cannot be used on GPUs, torch's operators are, which takes longer: %s", source, error)
         return None

@@ -137,7 +137,17 @@ inline int use_device(int64_t device) {
 #endif
 }
 
-// What an error is. A library is one source, so this is in each of them once.
+// These are in each library once, as it is one source: why no launch will do, as where the driver is older than the
+// runtime that is linked in; and what an error is.
+extern "C" int hindrance() {
+#ifdef __CUDACC__
+    int count = 0;
+    return static_cast<int>(cudaGetDeviceCount(&count));
+#else
+    return 0;
+#endif
+}
+
 extern "C" const char* explained(int64_t error) {
 #ifdef __CUDACC__
     return cudaGetErrorString(static_cast<cudaError_t>(error));

@@ -10,7 +10,7 @@ import torch
 
 from graphopt.cuda_ext import cuda
 from graphopt.cuda_ext.cuda import TARGETS, Kernels, LaunchError, kernels, nvcc
-from graphopt.cuda_ext.native import BuildError, load
+from graphopt.cuda_ext.native import CPP, BuildError, load
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 ANSWER = """
@@ -84,6 +84,21 @@ def test_what_the_compiler_says_is_said_once(cache: Path, compiler: Path, caplog
         assert kernels("optimizers.cu", GPU) is None and kernels("optimizers.cu", GPU) is None
     (message,) = caplog.messages
     assert "optimizers.cu:\nexpected a semicolon" in message
+
+
+def test_what_the_driver_cannot_run_is_said_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "late.cpp"
+    source.write_text(
+        'extern "C" int hindrance() { return 35; }\n'
+        'extern "C" const char* explained(long error) { return "the driver is too old"; }\n'
+    )
+    monkeypatch.setattr(cuda, "nvcc", lambda: CPP)
+    with caplog.at_level(logging.WARNING, "graphopt"):
+        assert kernels(str(source), GPU) is None and kernels(str(source), GPU) is None
+    (message,) = caplog.messages
+    assert "it was built, but cannot run: the driver is too old" in message
 
 
 def test_targets_are_those_that_nvcc_knows(compiler: Path) -> None:

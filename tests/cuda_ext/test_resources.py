@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from graphopt.cuda_ext.cuda import TARGETS, nvcc
+from graphopt.cuda_ext.cuda import TARGETS, Kernels, nvcc
 from graphopt.cuda_ext.native import BuildError
 from graphopt.cuda_ext.resources import REGISTERS, TABLE, hash_of_sources, measured, sources, version
 
@@ -49,12 +49,10 @@ def test_sources_compile_as_the_table_says_and_load_without_a_gpu(source: Path, 
         _check_fits(kernel)
     if TOLD["nvcc"] == version():  # others use other registers
         assert found == [row for row in TOLD["kernels"] if row["source"] == source.name]
-    library = ctypes.CDLL(str(tmp_path / "kernels.so"))
-    library.explained.restype = ctypes.c_char_p
-    assert b"invalid" in library.explained(ctypes.c_int64(1))
-    common = ctypes.create_string_buffer(80)
-    error = library.optimize(None, common, *map(ctypes.c_int64, (0, 0, 0, 0, 0)))
-    assert (error == 0) == torch.cuda.is_available()
+    library = Kernels(ctypes.CDLL(str(tmp_path / "kernels.so")))
+    assert "invalid" in library.explained(1)
+    error = library.handle.hindrance()
+    assert (error == 0) == torch.cuda.is_available(), library.explained(error)
 
 
 @pytest.mark.long
