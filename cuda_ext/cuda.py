@@ -101,7 +101,7 @@ def nvcc() -> Compiler:
 @functools.cache
 def _by_nvcc(source: str) -> Kernels | None:
     try:
-        found = Kernels(load(Path(__file__).with_name(source), nvcc()))
+        found = Kernels(load(Path(__file__).parent / source, nvcc()))
         error = found.handle.hindrance()
         if error:
             raise BuildError(f"it was built, but cannot run: {found.explained(error)}")
