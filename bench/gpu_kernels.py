@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench import gpu_optimizers
 from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY
@@ -250,6 +251,21 @@ def _rate_of_products(at: Sizes, dtype: torch.dtype, device: str) -> float:
     return 2 * at.tokens * at.width * at.classes / seconds(lambda: x @ weight.t(), device)
 
 
+def _optimizers(is_small: bool, device: str, clone: float) -> list[dict[str, Any]]:
+    """Steps over whole lists of parameters; prints them."""
+    table = Table("step", "ms", "share", "error", "fused", "foreach", title="optimizers")
+    found = []
+    shapes = gpu_optimizers.SMALL if is_small else gpu_optimizers.LARGE
+    for case in gpu_optimizers.cases():
+        apart, measured = case.error(device), gpu_optimizers.measured(case, shapes, device, seconds)
+        found.append({"step": case.name, "error": apart, **measured})
+        own, times = measured["seconds"]["graphopt"], measured["seconds"]
+        others = (f"{times[n] / own:.2f} x" if n in times else "-" for n in ("fused", "foreach"))
+        table.add_row(case.name, f"{own * 1e3:.3f}", f"{measured['moved'] / own / clone:.2f}", f"{apart:.1e}", *others)
+    Console(width=140).print(table)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny shapes, on the CPU where there is no GPU")
@@ -277,9 +293,10 @@ def main() -> None:
             others = (f"{times[n][way] / own:.2f} x" if n in times else "-" for n in ("eager", "compile", "liger"))
             table.add_row(case.name, way, f"{own * 1e3:.3f}", share, f"{apart:.1e}", *others)
     Console(width=140).print(table)
+    steps = _optimizers(options.small, device, clone)
     if options.output:
         about = {"device": name, "dtype": options.dtype, "clone_bytes_per_second": clone, "product_flops": product}
-        options.output.write_text(json.dumps({**about, "cases": found}, indent=1))
+        options.output.write_text(json.dumps({**about, "cases": found, "optimizers": steps}, indent=1))
 
 
 if __name__ == "__main__":

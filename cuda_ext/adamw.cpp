@@ -5,13 +5,12 @@
 // multiply-add exactly where torch's kernels for AVX2 and AVX-512 have one, never where the compiler would like one
 // (-ffp-contract=off).
 
-#include <cmath>
-
 #include "elements.h"
+#include "rules.h"
 
 namespace {
 
-// adamw.py knows the layout of these two.
+// adamw.py knows the layout.
 
 struct Run {  // `size` elements each, which do not overlap
     float* parameter;
@@ -23,24 +22,7 @@ struct Run {  // `size` elements each, which do not overlap
     int64_t gradient_is_bf16;  // else it is float
 };
 
-struct Factors {
-    float gradient_scale;
-    float decay;           // 1 - learning rate * weight decay
-    float exp_avg_new;     // 1 - beta1
-    float exp_avg_sq_old;  // beta2
-    float exp_avg_sq_new;  // 1 - beta2
-    float correction;      // sqrt(1 - beta2 ** step)
-    float eps;
-    float step;  // -learning rate / (1 - beta1 ** step)
-};
-
 constexpr int64_t chunk_size = 1 << 14;  // elements that a thread takes at a time
-
-template <bool has_fma>
-inline float multiply_add(float a, float b, float c) {
-    if constexpr (has_fma) return __builtin_fmaf(a, b, c);
-    return a * b + c;
-}
 
 template <bool has_fma, typename Gradient, bool has_copy>
 __attribute__((always_inline)) inline void update(const Run& run, int64_t begin, int64_t end, const Factors& f) {
@@ -49,17 +31,11 @@ __attribute__((always_inline)) inline void update(const Run& run, int64_t begin,
     float* __restrict exp_avg_sq = run.exp_avg_sq;
     bf16* __restrict copy = run.copy;
     const Gradient* __restrict gradient = static_cast<const Gradient*>(run.gradient);
-    // torch interpolates from the nearer end.
-    const bool from_old = std::fabs(f.exp_avg_new) < 0.5f;
-    const float weight = from_old ? f.exp_avg_new : f.exp_avg_new - 1;
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
         const float g = widened(gradient[i]) * f.gradient_scale;
-        const float old = exp_avg[i];
-        const float m = multiply_add<has_fma>(weight, g - old, from_old ? old : g);
-        const float v = multiply_add<has_fma>(f.exp_avg_sq_new * g, g, exp_avg_sq[i] * f.exp_avg_sq_old);
-        const float denominator = std::sqrt(v) / f.correction + f.eps;
-        const float p = parameter[i] * f.decay + f.step * m / denominator;
+        float m = exp_avg[i], v = exp_avg_sq[i];
+        const float p = AdamOf<has_fma>::updated(parameter[i], g, m, v, f);
         exp_avg[i] = m;
         exp_avg_sq[i] = v;
         parameter[i] = p;

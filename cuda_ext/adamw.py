@@ -8,13 +8,15 @@ import ctypes
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from graphopt.cuda_ext import optimizers
 from graphopt.cuda_ext.native import BuildError, load
+from graphopt.cuda_ext.rules import Adam
 
 log = logging.getLogger("graphopt")
 _FLOAT32 = (torch.float32,)
@@ -41,6 +43,9 @@ class Run(NamedTuple):
     exp_avg_sq: torch.Tensor
     copy: torch.Tensor | None = None
 
+    def as_list_has_it(self) -> optimizers.Run:
+        return optimizers.Run(self.parameter, self.gradient, (self.exp_avg, self.exp_avg_sq), self.copy)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -58,43 +63,43 @@ class Settings:
 
     @property
     def decay(self) -> float:
-        return 1 - self.lr * self.weight_decay
+        return self.rule.kept
 
     @property
-    def correction(self) -> float:
-        """What the root of the second moment is divided by."""
-        return float((1 - self.betas[1] ** self.step) ** 0.5)
-
-    @property
-    def step_size(self) -> float:
-        return self.lr / (1 - self.betas[0] ** self.step)
+    def rule(self) -> Adam:
+        return Adam(self.lr, self.step, self.betas, self.eps, self.weight_decay, True, self.gradient_scale)
 
 
-def update(runs: Sequence[Run], settings: Settings) -> None:
+def update(
+    runs: Sequence[Run], settings: Settings, *, scale: torch.Tensor | None = None, skip: torch.Tensor | None = None
+) -> None:
     """One step of AdamW on every run. Any part of a larger tensor may be a run: elements do not see each other.
 
-    On the CPU torch's number of threads share one pass over memory. What lies on another device, or with gaps, or is of
-    a subclass, is updated by torch's operators. Raises ValueError that names the run and its tensor, before any is
-    changed.
+    On the CPU torch's number of threads share one pass over memory, on a GPU one launch has many runs. What lies with
+    gaps, or is of a subclass, is updated by torch's operators. scale, skip: as of
+    `graphopt.cuda_ext.optimizers.update`; nobody waits for a GPU to know them.
+
+    Raises ValueError that names the run and its tensor, before any is changed.
     """
     for index, run in enumerate(runs):
         _check(run, index)
     flat: list[Run] = []
     others: list[Run] = []
     for run in runs:
-        if _is_flat(run):
-            flat.append(run)
-        else:
+        if not _is_flat(run):
             gradient = torch.empty_like(run.parameter, dtype=run.gradient.dtype).copy_(run.gradient)
             run = run._replace(gradient=gradient)
-            (flat if _is_flat(run) else others).append(run)
-    library = _library() if flat else None
-    if library is not None:
-        update_flat(library, flat, settings)
-    else:
-        others += flat
+        (flat if _is_flat(run) else others).append(run)
+    optimizers.update([_in_order(run) for run in flat if run.parameter.is_cuda], settings.rule, scale=scale, skip=skip)
+    on_cpu = [run for run in flat if run.parameter.is_cpu]
+    library = _library() if on_cpu else None
+    if library is None:
+        others += on_cpu
+    elif skip is None or not skip:
+        factor = 1.0 if scale is None else float(scale)
+        update_flat(library, on_cpu, replace(settings, gradient_scale=settings.gradient_scale * factor))
     for run in others:
-        _update_by_operators(run, settings)
+        optimizers.by_operators(run.as_list_has_it(), settings.rule, scale, skip)
 
 
 def update_flat(library: ctypes.CDLL, runs: Sequence[Run], settings: Settings, level: int | None = None) -> None:
@@ -107,7 +112,7 @@ def update_flat(library: ctypes.CDLL, runs: Sequence[Run], settings: Settings, l
     library.adamw(
         (ctypes.c_int64 * len(table))(*table),
         ctypes.c_int64(len(runs)),
-        (ctypes.c_float * 8)(*_factors(settings)),
+        (ctypes.c_float * 11)(*_factors(settings)),
         widest if level is None else min(level, widest),
         torch.get_num_threads(),
     )
@@ -145,16 +150,29 @@ def _check(run: Run, index: int) -> None:
 
 
 def _is_flat(run: Run) -> bool:
-    """Whether every tensor is a stretch of the CPU's memory, with its elements in the same order as the others."""
+    """Whether every tensor is a stretch of memory, with its elements in the same order as the others."""
     tensors = [tensor for tensor in run if tensor is not None]
     # What the bytes of a subclass are (a fake tensor has none) is known to its operators alone.
-    if not run.parameter.is_cpu or not _PLAIN.issuperset(map(type, tensors)):
+    if run.parameter.device.type not in ("cpu", "cuda") or not _PLAIN.issuperset(map(type, tensors)):
         return False
     if all(map(torch.Tensor.is_contiguous, tensors)):
         return True
     strides = run.parameter.stride()
-    order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
-    return run.parameter.permute(order).is_contiguous() and all(tensor.stride() == strides for tensor in tensors)
+    return run.parameter.permute(_order(run)).is_contiguous() and all(tensor.stride() == strides for tensor in tensors)
+
+
+def _order(run: Run) -> list[int]:
+    """The dimensions of the parameter, of the widest steps first."""
+    strides = run.parameter.stride()
+    return sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
+
+
+def _in_order(run: Run) -> optimizers.Run:
+    """A flat run as contiguous tensors, which are views."""
+    order = _order(run)
+    copy = None if run.copy is None else run.copy.permute(order)
+    parameter, gradient, *moments = (tensor.permute(order) for tensor in run[:4] if tensor is not None)
+    return optimizers.Run(parameter, gradient, tuple(moments), copy)
 
 
 def _words(run: Run) -> tuple[int, ...]:
@@ -171,19 +189,5 @@ def _words(run: Run) -> tuple[int, ...]:
 
 
 def _factors(at: Settings) -> tuple[float, ...]:
-    """The settings as adamw.cpp reads them; rounded to float32 where torch does it, after the arithmetic."""
-    beta1, beta2 = at.betas
-    return (at.gradient_scale, at.decay, 1 - beta1, beta2, 1 - beta2, at.correction, at.eps, -at.step_size)
-
-
-@torch.no_grad()
-def _update_by_operators(run: Run, at: Settings) -> None:
-    beta1, beta2 = at.betas
-    gradient = run.gradient.float() * at.gradient_scale
-    run.parameter.mul_(at.decay)
-    run.exp_avg.lerp_(gradient, 1 - beta1)
-    run.exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    denominator = (run.exp_avg_sq.sqrt() / at.correction).add_(at.eps)
-    run.parameter.addcdiv_(run.exp_avg, denominator, value=-at.step_size)
-    if run.copy is not None:
-        run.copy.copy_(run.parameter)
+    """The settings as rules.h reads them; rounded to float32 where torch does it, after the arithmetic."""
+    return (at.gradient_scale, *map(float, at.rule.factors))

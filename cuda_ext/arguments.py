@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+CPU = torch.device("cpu")
 ELEMENTS = (torch.float32, torch.bfloat16)
 FLOAT32 = (torch.float32,)
 
@@ -15,15 +16,16 @@ def check(
     dtypes: Sequence[torch.dtype] = ELEMENTS,
     *,
     is_contiguous: bool = True,
+    device: torch.device = CPU,
 ) -> None:
-    """Raises ValueError unless `tensor` lies in the CPU's memory, has one of `dtypes` and has this shape.
+    """Raises ValueError unless `tensor` lies in the memory of `device`, has one of `dtypes` and has this shape.
 
     shape: None where any size will do; is_contiguous: else only the elements of its last dimension lie side by side.
     """
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"{name} is a {type(tensor).__name__}, not a tensor")
-    if not tensor.is_cpu:
-        raise ValueError(f"{name} is on {tensor.device}, not on the cpu")
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}, not on {'the cpu' if device == CPU else device}")
     if tensor.dtype not in dtypes:
         raise ValueError(f"{name} is {tensor.dtype}, not {' or '.join(map(str, dtypes))}")
     sizes = tensor.shape

@@ -3,38 +3,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
 #include <vector>
 
 #include <omp.h>
 
-using bf16 = std::uint16_t;
-using std::int64_t;
-
-inline float widened(float value) { return value; }
-
-inline float widened(bf16 value) {
-    const std::uint32_t bits = std::uint32_t{value} << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-// To nearest, ties to even; a nan stays one of the same sign.
-template <typename Element>
-inline Element narrowed(float value) {
-    if constexpr (std::is_same_v<Element, float>) {
-        return value;
-    } else {
-        std::uint32_t bits;
-        std::memcpy(&bits, &value, sizeof bits);
-        const std::uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        const std::uint32_t quiet_nan = (bits >> 16) | 0x40;
-        return static_cast<bf16>((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
-    }
-}
+#include "portable.h"
 
 // `run` is called with a value of the type of elements: run(float{}) or run(bf16{}).
 template <typename Run>

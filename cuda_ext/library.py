@@ -5,6 +5,7 @@ import functools
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from graphopt.cuda_ext.native import CPP, BuildError, load
 
 log = logging.getLogger("graphopt")
 
-Argument = torch.Tensor | ctypes.Array[ctypes.c_int64] | float | int | None
+Argument = torch.Tensor | ctypes.Array[Any] | float | int | None
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Library:
         """Calls a function; tensors are passed as the address of their first element, None as null."""
         function = getattr(self.handle, name)
         if function.argtypes is None:  # declared once: it is half the time of a call otherwise
-            function.argtypes = [*map(_type, arguments), ctypes.c_int64]
+            function.argtypes = [*map(type_of, arguments), ctypes.c_int64]
         native = [each.data_ptr() if isinstance(each, torch.Tensor) else each for each in arguments]
         function(*native, torch.get_num_threads())
 
@@ -35,11 +36,13 @@ class Library:
 def library(source: str, instructions: str | None = None) -> Library | None:
     """What `source`, a file beside this one, is built to; None where it cannot be, which one line of the log says.
 
-    instructions: one of `FLAGS`; by default the widest that the processor has.
+    A source in CUDA becomes loops over blocks and threads. instructions: one of `FLAGS`; by default the widest that the
+    processor has.
     """
     flags = FLAGS[instructions or available()[-1]]
+    language = ("-x", "c++") if source.endswith(".cu") else ()
     # What a kernel computes is bounded, not given bit by bit: multiply-adds may be fused wherever it is faster.
-    compiler = replace(CPP, flags=(*CPP.flags, "-ffp-contract=fast", *flags))
+    compiler = replace(CPP, flags=(*CPP.flags, "-ffp-contract=fast", *flags, *language))
     try:
         return Library(load(Path(__file__).with_name(source), compiler))
     except BuildError as error:
@@ -47,7 +50,8 @@ def library(source: str, instructions: str | None = None) -> Library | None:
         return None
 
 
-def _type(argument: Argument) -> type:
+def type_of(argument: Argument) -> type:
+    """The argument as C takes it."""
     if isinstance(argument, float):
         return ctypes.c_float
     return ctypes.c_int64 if isinstance(argument, int) else ctypes.c_void_p

@@ -97,7 +97,8 @@ def _built(source: Path, compiler: Compiler) -> Path:
 
 def _key(source: Path, command: list[str], flags: tuple[str, ...]) -> str:
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
-    headers = [(header.name, header.read_bytes()) for header in sorted(source.parent.glob("*.h"))]
+    beside = sorted([*source.parent.glob("*.h"), *source.parent.glob("*.cuh")])
+    headers = [(header.name, header.read_bytes()) for header in beside]
     identity = repr((source.read_bytes(), headers, command, version, flags, platform.machine()))
     return hashlib.sha256(identity.encode()).hexdigest()[:20]
 

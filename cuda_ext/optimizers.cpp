@@ -1,13 +1,12 @@
-// SGD, Adagrad, Lion and LAMB over many runs of memory, each in one pass, LAMB in two: what is read and written bounds
+// SGD, Adagrad, Lion, Adam and LAMB over many runs of memory, each in one pass, LAMB in two: what is read and written bounds
 // their speed, so unscaling and the cast of the copy happen while an element is in a register.
 
-#include <cmath>
-
 #include "elements.h"
+#include "rules.h"
 
 namespace {
 
-// optimizers.py knows the layout of these two, and numbers the rules.
+// optimizers.py knows the layout, and numbers the rules.
 
 struct Run {  // `size` elements each, which do not overlap
     float* parameter;
@@ -19,66 +18,26 @@ struct Run {  // `size` elements each, which do not overlap
     int64_t gradient_is_bf16;  // else it is float
 };
 
-struct Factors {
-    float gradient_scale;
-    float rate;
-    float weight_decay;
-    float eps;
-    float old, fresh;                // shares of state and gradient in the next state
-    float from_old, from_fresh;      // and in the step; of LAMB in its second state
-    float correction, correction_of_second;  // what LAMB's states are divided by
-};
-
 constexpr int64_t chunk_size = 1 << 14;  // elements that a thread takes at a time
 
-struct Sgd {
-    static float updated(float p, float g, float& state, const Factors& f) {
-        g += f.weight_decay * p;
-        state = f.old * state + f.fresh * g;
-        return p - f.rate * (f.from_fresh != 0 ? f.from_old * state + f.from_fresh * g : state);
-    }
-};
-
-struct Adagrad {
-    static float updated(float p, float g, float& state, const Factors& f) {
-        g += f.weight_decay * p;
-        state += g * g;
-        return p - f.rate * g / (std::sqrt(state) + f.eps);
-    }
-};
-
-struct Lion {
-    static float updated(float p, float g, float& state, const Factors& f) {
-        const float direction = f.from_old * state + f.from_fresh * g;
-        state = f.old * state + f.fresh * g;
-        const float sign = direction > 0 ? 1.0f : direction < 0 ? -1.0f : direction;  // nan stays nan
-        return p - f.rate * (f.weight_decay * p + sign);
-    }
-};
-
-template <typename Rule, typename Gradient>
+template <typename Rule, int states, typename Gradient>
 void update(const Run& run, int64_t begin, int64_t end, const Factors& f) {
     const Gradient* gradient = static_cast<const Gradient*>(run.gradient);
-    float *parameter = run.parameter, *state = run.state;
-    if (state) {
+    float *parameter = run.parameter, *state = run.state, *second = run.second;
 #pragma omp simd
-        for (int64_t i = begin; i < end; ++i) {
-            float held = state[i];
-            parameter[i] = Rule::updated(parameter[i], widened(gradient[i]) * f.gradient_scale, held, f);
-            state[i] = held;
-        }
-    } else {
-#pragma omp simd
-        for (int64_t i = begin; i < end; ++i) {
-            float none = 0;
-            parameter[i] = Rule::updated(parameter[i], widened(gradient[i]) * f.gradient_scale, none, f);
-        }
+    for (int64_t i = begin; i < end; ++i) {
+        float held = states > 0 ? state[i] : 0, also = states > 1 ? second[i] : 0;
+        parameter[i] = Rule::updated(parameter[i], widened(gradient[i]) * f.gradient_scale, held, also, f);
+        if constexpr (states > 0) state[i] = held;
+        if constexpr (states > 1) second[i] = also;
     }
 }
 
-inline float lamb_direction(float p, float first, float second, const Factors& f) {
-    return first / f.correction / (std::sqrt(second / f.correction_of_second) + f.eps) + f.weight_decay * p;
-}
+#ifdef __FP_FAST_FMAF
+using Adam = AdamOf<true>;
+#else
+using Adam = AdamOf<false>;
+#endif
 
 struct Squares {
     double parameter = 0;
@@ -93,9 +52,8 @@ Squares lamb_moments(const Run& run, int64_t begin, int64_t end, const Factors& 
 #pragma omp simd reduction(+ : of_parameter, of_direction)
     for (int64_t i = begin; i < end; ++i) {
         const float g = widened(gradient[i]) * f.gradient_scale;
-        first[i] = f.old * first[i] + f.fresh * g;
-        second[i] = f.from_old * second[i] + f.from_fresh * g * g;
-        const float direction = lamb_direction(parameter[i], first[i], second[i], f);
+        Lamb::advance(g, first[i], second[i], f);
+        const float direction = Lamb::direction(parameter[i], first[i], second[i], f);
         of_parameter += parameter[i] * parameter[i];
         of_direction += direction * direction;
     }
@@ -106,7 +64,7 @@ void lamb_step(const Run& run, int64_t begin, int64_t end, float rate, const Fac
     float* parameter = run.parameter;
     const float *first = run.state, *second = run.second;
 #pragma omp simd
-    for (int64_t i = begin; i < end; ++i) parameter[i] -= rate * lamb_direction(parameter[i], first[i], second[i], f);
+    for (int64_t i = begin; i < end; ++i) parameter[i] -= rate * Lamb::direction(parameter[i], first[i], second[i], f);
 }
 
 void write_copy(const Run& run, int64_t begin, int64_t end) {
@@ -133,7 +91,7 @@ std::vector<Chunk> chunks(const Run* runs, int64_t count) {
 
 extern "C" {
 
-// rule: 0 SGD, 1 Adagrad, 2 Lion.
+// rule: 0 SGD, 1 Adagrad, 2 Lion, 3 Adam.
 void optimize(const Run* runs, const Factors* factors, int64_t count, int64_t rule, int64_t threads) {
     const auto parts = chunks(runs, count);
     share(static_cast<int64_t>(parts.size()), chunk_size, threads, [&](int64_t, int64_t from, int64_t to) {
@@ -142,9 +100,12 @@ void optimize(const Run* runs, const Factors* factors, int64_t count, int64_t ru
             with_element(runs[r].gradient_is_bf16, [&, begin = begin, end = end, &run = runs[r]](auto element) {
                 using Gradient = decltype(element);
                 switch (rule) {
-                    case 0: return update<Sgd, Gradient>(run, begin, end, *factors);
-                    case 1: return update<Adagrad, Gradient>(run, begin, end, *factors);
-                    default: return update<Lion, Gradient>(run, begin, end, *factors);
+                    case 0:
+                        return run.state ? update<Sgd, 1, Gradient>(run, begin, end, *factors)
+                                         : update<Sgd, 0, Gradient>(run, begin, end, *factors);
+                    case 1: return update<Adagrad, 1, Gradient>(run, begin, end, *factors);
+                    case 2: return update<Lion, 1, Gradient>(run, begin, end, *factors);
+                    default: return update<Adam, 2, Gradient>(run, begin, end, *factors);
                 }
             });
             write_copy(runs[r], begin, end);  // from the first cache
@@ -171,8 +132,7 @@ void lamb(const Run* runs, const Factors* factors, int64_t count, int64_t thread
     share(size, chunk_size, threads, [&](int64_t, int64_t from, int64_t to) {
         for (int64_t i = from; i < to; ++i) {
             const auto& [r, begin, end] = parts[i];
-            const auto& [parameter, direction] = of_runs[r];
-            const double trust = parameter > 0 && direction > 0 ? std::sqrt(parameter / direction) : 1;
+            const double trust = Lamb::trust(of_runs[r].parameter, of_runs[r].direction);
             lamb_step(runs[r], begin, end, static_cast<float>(factors->rate * trust), *factors);
             write_copy(runs[r], begin, end);
         }

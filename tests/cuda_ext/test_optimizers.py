@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt._torch import version_of
-from graphopt.cuda_ext.optimizers import LAMB, SGD, Adagrad, Lion, Run, update
+from graphopt.cuda_ext.optimizers import Run, update
+from graphopt.cuda_ext.rules import LAMB, SGD, Adagrad, Adam, Lion
 from tests.cuda_ext.nearness import random
 
 RULES: list[Any] = [
@@ -20,6 +21,7 @@ RULES: list[Any] = [
     SGD(0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
     Adagrad(0.1, lr_decay=0.01, weight_decay=0.01),
     Lion(0.01, weight_decay=0.1),
+    Adam(0.1, weight_decay=0.01),
     LAMB(0.1, weight_decay=0.01),
 ]
 SIZES = st.one_of(st.integers(0, 70), st.sampled_from([16_384, 16_385, 40_001]))
@@ -88,6 +90,7 @@ def test_threads_and_company_change_no_bit(two_threads: None, rule: Any) -> None
         (RULES[1], lambda each: torch.optim.SGD(each, 0.1, 0.9, dampening=0.1, weight_decay=0.01)),
         (RULES[2], lambda each: torch.optim.SGD(each, 0.1, 0.9, weight_decay=0.01, nesterov=True)),
         (RULES[3], lambda each: torch.optim.Adagrad(each, 0.1, lr_decay=0.01, weight_decay=0.01)),
+        (RULES[5], lambda each: torch.optim.Adam(each, 0.1, weight_decay=0.01)),
     ],
 )
 def test_training_is_that_of_torch(rule: Any, theirs: Any) -> None:
@@ -118,7 +121,7 @@ def test_a_first_step_of_lamb_is_as_long_as_its_share_of_the_parameter() -> None
     torch.testing.assert_close(run.parameter, torch.tensor([3 - apart, 4 + apart]))
 
 
-@pytest.mark.parametrize("rule", RULES[:5], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("rule", RULES[:6], ids=lambda rule: type(rule).__name__)
 def test_a_gradient_that_is_no_number_spoils_its_own_element_alone(rule: Any) -> None:
     run = _run(rule, 100)
     run.gradient[37] = math.nan

@@ -303,3 +303,41 @@ def _checkpointed(rank: int, world: int, folder: str) -> bool:
 
 def test_distributed_checkpoints_hold_the_state(ranks: Callable[[int], Ranks], tmp_path_factory: Any) -> None:
     assert ranks(2).run(_checkpointed, str(tmp_path_factory.mktemp("checkpoint"))) == [True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_of_bytes_resume_bit_by_bit(dtype: torch.dtype) -> None:
+    model = _model().to(dtype)
+    optimizer = AdamW(model.parameters(), state_bits=8, **OPTIONS)
+    _train(model, optimizer, 0, 3)
+    loaded = _model().to(dtype)
+    resumed = AdamW(loaded.parameters())
+    resumed.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
+    loaded.load_state_dict(model.state_dict())
+    for state in resumed.state.values():
+        assert state["exp_avg"].dtype == torch.uint8 and state["exp_avg_sq_scales"].dtype == torch.float32
+    assert _train(model, optimizer, 3, 3) == _train(loaded, resumed, 3, 3)
+    assert _equal(model, loaded)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_what_only_the_device_knows_scales_and_skips(bits: int) -> None:
+    one, other = _model(), _model()
+    ours, theirs = (AdamW(model.parameters(), state_bits=bits, **OPTIONS) for model in (one, other))
+    for model in (one, other):
+        model(torch.ones(2, 3, 6, 6)).sum().backward()
+    before = copy.deepcopy(one)
+    ours.step(skip=torch.tensor(1.0))
+    assert _equal(one, before)
+    theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+    ours.step(gradient_scale=torch.tensor(0.25), skip=torch.tensor(0.0))
+    theirs.step(gradient_scale=0.25)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_states_of_bytes_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="group 0: state_bits is 4, not 8 or 32"):
+        AdamW([nn.Parameter(torch.zeros(2))], state_bits=4)
+    with pytest.raises(TypeError, match="group 0: parameter 0 is not contiguous; state_bits=32 takes it"):
+        AdamW([nn.Parameter(torch.zeros(2, 3).t())], state_bits=8)
