@@ -19,11 +19,13 @@ from graphopt.passes.precision import Precision
 from graphopt.passes.rematerialize import Rematerialize
 from graphopt.passes.schedule import Schedule
 from graphopt.passes.split import SplitAlong
+from graphopt.passes.state_causal import StateCausal
 from graphopt.passes.synchronize_batch_norm import SynchronizeBatchNorm
 from graphopt.passes.zero import Zero
 
 _PASSES = (
     Canonicalize,
+    StateCausal,
     SynchronizeBatchNorm,
     SplitAlong,
     Chunk,

@@ -23,7 +23,7 @@ def pipeline_text(plan: Plan, likely: Mapping[str, str] | None = None) -> str:
     if plan.passes is not None:
         return plan.passes
     ranks = plan.data_parallel_ranks
-    steps = ["canonicalize"]
+    steps = ["canonicalize", "state_causal"]
     if plan.batch_norm == "global" and ranks > 1:
         steps.append("synchronize_batch_norm")
     steps += [_split_text(plan, axis, likely or {}) for axis in plan.model_axes]

@@ -20,7 +20,7 @@ from tests.support.browser import Browser, find_browser
 from tests.support.inspected import inspected
 
 WEB = Path(str(resources.files("graphopt.inspect"))) / "web"
-ZERO, BUCKET, SCHEDULE = 4, 5, 6  # stages
+ZERO, BUCKET, SCHEDULE = 5, 6, 7  # stages
 
 
 class Recorded:

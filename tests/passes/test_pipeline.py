@@ -81,8 +81,8 @@ def test_a_pipeline_that_does_not_do_what_the_plan_asks(plan: str, message: str)
 def test_records_say_what_each_pass_did() -> None:
     compilation, _ = lowered("zero=3,zero.whole_below=0")
     names = [record.name for record in compilation.report.passes]
-    assert names == ["canonicalize", "differentiate", "checkpoint", "zero", "bucket", "schedule"]
-    zero = compilation.report.passes[3]
+    assert names == ["canonicalize", "state_causal", "differentiate", "checkpoint", "zero", "bucket", "schedule"]
+    zero = compilation.report.passes[4]
     assert zero.changed and zero.statistics["sharded"] == 3 and zero.nodes_after > zero.nodes_before
 
 

@@ -221,7 +221,8 @@ def test_ranks_that_share_a_replica_draw_alike(ranks) -> None:
 
 def test_layers_are_split_before_gradients_are_made() -> None:
     plan = Plan(mesh={"dp": 2, "tp": 2}, batch_norm="global").resolve(4)
-    assert pipeline_text(plan).startswith("canonicalize,synchronize_batch_norm,split{axis=tp},differentiate")
+    steps = "canonicalize,state_causal,synchronize_batch_norm,split{axis=tp},differentiate"
+    assert pipeline_text(plan).startswith(steps)
     with pytest.raises(PassError, match="splits nothing over tp"):
         planned_pipeline(Plan(mesh={"tp": 2}, passes="canonicalize,differentiate,checkpoint").resolve(2), BY_HAND)
 
