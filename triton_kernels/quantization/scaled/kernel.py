@@ -66,8 +66,8 @@ def _quantize_rows(
 @triton.jit
 def _largest(X, LARGEST, count, programs, BLOCK: tl.constexpr):
     largest = tl.zeros((BLOCK,), dtype=tl.float32)
-    for block in range(tl.program_id(0), tl.cdiv(count, BLOCK), programs):
-        at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(count, BLOCK), programs):
+        at = block * BLOCK + tl.arange(0, BLOCK)
         x = tl.load(X + at, mask=at < count, other=0.0).to(tl.float32)
         largest = tl.maximum(largest, magnitude(x))
     tl.store(LARGEST + tl.program_id(0), tl.max(largest, axis=0))

@@ -34,11 +34,11 @@ _WIDEST = 1024
 
 
 @triton.jit
-def _part(held, zero, X, x_mask):
+def _added(part, held, zero, X, x_mask):
     """[outputs, rows]: the product of values less their zeros with rows of x, [rows, inputs] from a pointer."""
     x = tl.load(X, mask=x_mask, other=0.0)
     weight = (held.to(tl.float32) - zero).to(x.dtype)
-    return tl.dot(weight, tl.trans(x), input_precision="ieee")
+    return tl.dot(weight, tl.trans(x), part, input_precision="ieee")
 
 
 @triton.jit
@@ -69,11 +69,13 @@ def _product(
         zero = 0.0 if BITS == 8 else 8.0
         if ZEROS is not None:
             zero = tl.load(ZEROS + output * groups + group, mask=output < outputs, other=0.0)[:, None]
+        part = tl.zeros((OUTPUTS, ROWS), dtype=tl.float32)
         if BITS == 8:
-            part = _part(held, zero, x_rows + group * bytes_of_group + byte, x_mask)
+            part = _added(part, held, zero, x_rows + group * bytes_of_group + byte, x_mask)
         else:
             at = x_rows + 2 * group * bytes_of_group + byte
-            part = _part(held & 15, zero, at, x_mask) + _part(held >> 4, zero, at + bytes_of_group, x_mask)
+            part = _added(part, held & 15, zero, at, x_mask)
+            part = _added(part, held >> 4, zero, at + bytes_of_group, x_mask)
         sums += part * scale
     if BIAS is not None:
         sums += tl.load(BIAS + output, mask=output < outputs, other=0.0).to(tl.float32)[:, None]
