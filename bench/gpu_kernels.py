@@ -43,8 +43,8 @@ Function = Callable[..., Any]
 class Case:
     """One computation. ours, theirs: of `inputs`, ours and eager's; liger: the name of Liger's function, if it has one.
 
-    moved: bytes that forward and backward must read and write at least; flops: of forward and of both, where it is bound
-    by these instead. differentiable: whether it has a backward.
+    moved: bytes that forward and backward must read and write at least; flops: of forward and of both ways, where it is
+    bound by these instead. differentiable: whether it has a backward.
     """
 
     name: str
@@ -346,9 +346,7 @@ def main() -> None:
     for case in cases(timed, dtype, device):
         apart, times = errors[case.name], measured(case, device)
         found.append({"kernel": case.name, "error": apart, "seconds": times})
-        for way, moved, flops in zip(
-            times["graphopt"], (case.moved[0], sum(case.moved)), case.flops, strict=False
-        ):
+        for way, moved, flops in zip(times["graphopt"], (case.moved[0], sum(case.moved)), case.flops, strict=False):
             own = times["graphopt"][way]
             share = f"{moved / own / clone:.2f}" if moved else f"{flops / own / product:.2f} of products"
             others = (f"{times[n][way] / own:.2f} x" if n in times else "-" for n in ("eager", "compile", "liger"))

@@ -165,7 +165,7 @@ def cross_entropy_with_gradient(
 def quantized(
     weight: torch.Tensor, bits: int, group: int, has_zeros: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values, scales and zeros of `graphopt.cuda_ext.quantized.Quantized`, with zeros also where they are its middle."""
+    """Values, scales and zeros as in `graphopt.cuda_ext.quantized.Quantized`; zeros also where they are the middle."""
     outputs, inputs = weight.shape
     groups = weight.detach().float().reshape(outputs, inputs // group, group)
     low, high = (-128, 127) if bits == 8 else (0, 15)

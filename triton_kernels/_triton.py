@@ -42,8 +42,8 @@ def is_interpreting() -> bool:
 def interpreted() -> Iterator[None]:
     """Run launches in the interpreter. Raises IndexError where a kernel reads or writes outside of its tensors.
 
-    Triton decides when it is imported whether it interprets; this decides by context. Repairs conversions to bfloat16 and
-    float8, which the interpreter cuts off, and products of matrices of them. (It also computes on the raw bits of
+    Triton decides when it is imported whether it interprets; this decides by context. Repairs conversions to bfloat16
+    and float8, which the interpreter cuts off, and products of matrices of them. (It also computes on the raw bits of
     bfloat16: for all else kernels must cast as they load.)
     """
     functions: dict[Any, Any] = {}
@@ -72,6 +72,7 @@ def interpreted() -> Iterator[None]:
             (JITFunction, "__call__", call),
             (tl.tensor, "__index__", index),
             (interpreter, "_convert_float", _converting(interpreter._convert_float)),
+            (interpreter.InterpreterBuilder, "cast_impl", _casting(interpreter.InterpreterBuilder.cast_impl)),
             (interpreter.InterpreterBuilder, "create_dot", _dot),
         ),
     ):
@@ -149,6 +150,17 @@ def _converting(others: Callable[..., Any]) -> Callable[..., Any]:
         return others(values, source, target, rounding)
 
     return convert
+
+
+def _casting(others: Callable[..., Any]) -> Callable[..., Any]:
+    """What converts tensors of the interpreter: integers by way of float32 to what is held as bits."""
+
+    def cast(builder: Any, held: Any, target: Any) -> Any:
+        if target.scalar in _BITS and held.dtype.scalar.is_int():
+            held = others(builder, held, tl.float32)
+        return others(builder, held, target)
+
+    return cast
 
 
 def _dot(builder: Any, a: Any, b: Any, sums: Any, *_: Any) -> Any:

@@ -90,7 +90,9 @@ class Family:
             return "triton is not installed"
         if x.is_cuda:
             capability = torch.cuda.get_device_capability(x.device)
-            return None if capability >= self.capability else f"compute capability {capability} is below {self.capability}"
+            return (
+                None if capability >= self.capability else f"compute capability {capability} is below {self.capability}"
+            )
         return None if _is_interpreting() else f"on {x.device}, without Triton's interpreter"
 
     def _hinders_native(self, x: torch.Tensor) -> str | None:

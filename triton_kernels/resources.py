@@ -155,7 +155,9 @@ def sources() -> str:
 
 
 def _write() -> None:
-    kernels = [row for capability in SHARED_MEMORY for name in launches(capability) for row in measured(name, capability)]
+    kernels = [
+        row for capability in SHARED_MEMORY for name in launches(capability) for row in measured(name, capability)
+    ]
     rows = ",\n".join(map(json.dumps, kernels))
     head = f'"triton": "{_triton.version()}",\n"sources": "{sources()}"'
     TABLE.write_text(f'{{{head},\n"kernels": [\n{rows}\n]}}\n')

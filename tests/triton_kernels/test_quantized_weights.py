@@ -63,7 +63,11 @@ def test_the_reference_is_a_product(shape, outputs, groups, half, bits, has_zero
 def test_kernels_are_a_product(way, dtype, bits) -> None:
     """One row, several, more than a tile has; groups that steps do not divide, all inputs one group; rows apart."""
     with computed_by(way):
-        for rows, outputs, groups, group, has_zeros in ((1, 70, 8, 32, False), (17, 5, 3, 36, True), (2, 3, 1, 200, True)):
+        for rows, outputs, groups, group, has_zeros in (
+            (1, 70, 8, 32, False),
+            (17, 5, 3, 36, True),
+            (2, 3, 1, 200, True),
+        ):
             held = _held(outputs, groups * group, bits, group, has_zeros)
             bias = torch.randn(outputs).to(dtype) if has_zeros else None
             _check(torch.randn(rows, groups * group).to(dtype), held, bias, bits)

@@ -65,7 +65,13 @@ CALLS = {
     "scaled_mm of tensors": lambda: (SCALED_MM, *_one_scale(B, S), *_one_scale(C, S), None, torch.float32),
     "dynamic_linear": lambda: (DYNAMIC_LINEAR, _real(B, 3, S), *_scaled(C, S), _real(C)),
     "quantize_blocks": lambda: (QUANTIZE_BLOCKS, _real(B, C), 4, 16, None),
-    "dequantize_blocks": lambda: (DEQUANTIZE_BLOCKS, *QUANTIZE_BLOCKS(_real(B, C), 8, 16, None), 8, B * C, torch.float32),
+    "dequantize_blocks": lambda: (
+        DEQUANTIZE_BLOCKS,
+        *QUANTIZE_BLOCKS(_real(B, C), 8, 16, None),
+        8,
+        B * C,
+        torch.float32,
+    ),
 }
 SPLIT = {
     "rms_norm": [B, S],

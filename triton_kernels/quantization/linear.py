@@ -9,7 +9,7 @@ from graphopt.triton_kernels.quantization.weights.op import QUANTIZE_WEIGHT, QUA
 class QuantizedLinear(nn.Module):
     """As `nn.Linear`, of weights that are constants: buffers `values`, `scales` and `zeros`.
 
-    How they lie: `graphopt.triton_kernels.quantization.weights.reference`. Gradients are those of the input and the bias.
+    How they lie: `graphopt.triton_kernels.quantization.weights.reference`. The input and the bias have gradients.
     """
 
     values: Tensor

@@ -1,7 +1,7 @@
 """How floating numbers that share a scale become numbers of few bits, in operators of torch.
 
-The scale is the largest magnitude over the largest number of the format (for integers of b bits 2^(b-1) - 1, so that the
-range is symmetric), at least 2^-126: the inverse of that is finite. Numbers that share a scale with one that is not
+The scale is the largest magnitude over the largest number of the format (for integers of b bits 2^(b-1) - 1, so that
+the range is symmetric), at least 2^-126: the inverse of that is finite. Numbers that share a scale with one that is not
 finite have the scale nan and the value 0, so that all of them are read as nan.
 """
 
@@ -33,7 +33,6 @@ def rows_in(x: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     largest = wide.abs().amax(-1) if x.shape[-1] else wide.new_zeros(x.shape[:-1])
     scales = scale_of(largest, limit)
     return ratios(wide, scales[..., None], limit), scales
-
 
 
 def sum_of_rows(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Blocks in few bits on a GPU; functions have the arguments and results of those in `reference`.
 
-Both kernels read each number once. A tile holds whole blocks, as four quarters, each of which has one of the four random
-numbers that Philox gives for a counter; the two numbers of a byte are in quarters of one thread.
+Both kernels read each number once. A tile holds whole blocks, as four quarters, each of which has one of the four
+random numbers that Philox gives for a counter; the two numbers of a byte are in quarters of one thread.
 """
 
 import torch

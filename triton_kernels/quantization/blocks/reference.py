@@ -3,11 +3,12 @@
     quantize_blocks      values and scales of all blocks
     dequantize_blocks    numbers again; those of several pieces are added up
 
-Quantized gradients are exchanged by an all-to-all, after which each rank adds up the pieces that it got: ZeRO++ (Wang et
-al. 2023, arXiv:2306.10209). How a block becomes values and a scale is in `graphopt.triton_kernels.quantization.reference`.
+Quantized gradients are exchanged by an all-to-all, after which each rank adds up the pieces that it got: ZeRO++ (Wang
+et al. 2023, arXiv:2306.10209). How a block becomes values and a scale is in
+`graphopt.triton_kernels.quantization.reference`.
 
-Values of 8 bits are int8 [blocks, block]; of 4 bits uint8 [blocks, block / 2]: byte j of a block holds its number j plus 8
-in the low four bits, and j + block / 2 in the high ones. The last block is filled up with zeros. Scales are float32
+Values of 8 bits are int8 [blocks, block]; of 4 bits uint8 [blocks, block / 2]: byte j of a block holds its value j plus
+8 in the low four bits, and j + block / 2 in the high ones. The last block is filled up with zeros. Scales are float32
 [blocks].
 
 Rounding is to nearest, ties to even, or by chance where a seed is given: up as often as the number is near to the upper
@@ -34,15 +35,13 @@ def quantize_blocks(x: Tensor, bits: int, block: int, seed: Tensor | None) -> tu
     blocks = F.pad(x, (0, -len(x) % block)).view(-1, block)
     limit = LIMITS[bits]
     found, scales = rows_in(blocks, limit)
-    if seed is None:
-        values = found.round()
-    else:
-        values = (found + uniform(seed, *blocks.shape)).floor().clamp(-limit, limit)
+    random = None if seed is None else uniform(seed, *blocks.shape)
+    values = found.round() if random is None else (found + random).floor().clamp(-limit, limit)
     return values.to(torch.int8) if bits == 8 else packed(values + 8), scales
 
 
 def dequantize_blocks(values: Tensor, scales: Tensor, bits: int, count: int, dtype: torch.dtype) -> Tensor:
-    """[count] numbers. values, scales: of one piece, or of several, [pieces, blocks, ...], which are added in float32."""
+    """[count] numbers. values, scales: of one piece, or of several, [pieces, blocks, ...], added up in float32."""
     numbers = values.float() if bits == 8 else unpacked(values).float() - 8
     found = numbers * scales[..., None]
     total = found if values.dim() == 2 else found.sum(0)

@@ -1,6 +1,6 @@
 """Numbers with scales and their products on a GPU; functions have the arguments and results of those in `reference`.
 
-Rows that fit in a program's registers are read once; of wider ones, and of a whole tensor, the magnitude is found first.
+Rows that fit in a program's registers are read once; of wider ones, and of a tensor, the magnitude is found first.
 Products of float8 are cuBLAS's by `torch._scaled_mm` where it takes them. Those of the kernel here, of int8 and of what
 that leaves, are scaled before they are written: sums of 32 bits do not reach memory.
 """
@@ -152,7 +152,10 @@ def scaled_mm(
     outputs = len(weight)
     per_row, per_output = x_scales.dim() > 0, weight_scales.dim() > 0
     if _takes_cublas(rows, weight, per_row == per_output, bias, dtype):
-        shaped = x_scales.reshape(-1, 1) if per_row else x_scales, weight_scales.view(1, -1) if per_output else weight_scales
+        shaped = (
+            x_scales.reshape(-1, 1) if per_row else x_scales,
+            weight_scales.view(1, -1) if per_output else weight_scales,
+        )
         return scaled_product(rows, weight.t(), *shaped, bias, dtype).view(*x.shape[:-1], outputs)
     y = torch.empty(*x.shape[:-1], outputs, dtype=dtype, device=x.device)
     tile = next(tile for tile in _TILES if count <= tile.most)

@@ -71,7 +71,7 @@ def _check_scales(operator: str, name: str, scales: Tensor, shape: torch.Size, d
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, weight_scales, bias = inputs
+    _, weight, weight_scales, bias = inputs
     if weight_scales.requires_grad:
         raise ValueError("dynamic_linear: weight_scales are constants, and require a gradient: detach them")
     ctx.save_for_backward(weight, weight_scales)
@@ -103,9 +103,7 @@ SCALED_MM = define(
     "scaled_mm(Tensor x, Tensor x_scales, Tensor weight, Tensor weight_scales, Tensor? bias, ScalarType dtype)"
     " -> Tensor",
     _scaled_mm,
-    lambda x, x_scales, weight, weight_scales, bias, dtype: x.new_empty(
-        *x.shape[:-1], weight.shape[0], dtype=dtype
-    ),
+    lambda x, x_scales, weight, weight_scales, bias, dtype: x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype),
 )
 DYNAMIC_LINEAR = define(
     "dynamic_linear(Tensor x, Tensor weight, Tensor weight_scales, Tensor? bias) -> Tensor",

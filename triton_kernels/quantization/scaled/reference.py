@@ -6,9 +6,9 @@
     dynamic_linear     x @ weight.T + bias, of weights that are quantized and x that becomes so, by rows
 
 values: int8, float8_e4m3fn or float8_e5m2, x is about values * scales: as in
-`graphopt.triton_kernels.quantization.reference`. x: [..., inputs], weight: [outputs, inputs]; scales: float32, of x [...]
-or [] for all, of the weight [outputs] or []; bias: [outputs]. Sums of products of int8 are exact, and those of float8,
-which float32 holds exactly, are float32; they become `dtype` last.
+`graphopt.triton_kernels.quantization.reference`. x: [..., inputs], weight: [outputs, inputs]; scales: float32, of x
+[...] or [] for all, of the weight [outputs] or []; bias: [outputs]. Sums of products of int8 are exact, and those of
+float8, which float32 holds exactly, are float32; they become `dtype` last.
 """
 
 import torch

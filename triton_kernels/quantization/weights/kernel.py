@@ -22,7 +22,7 @@ from graphopt.triton_kernels.quantization.kernel import ProductTile
 _TILES = (
     ProductTile(16, rows=16, outputs=64, inputs=128, warps=4, stages=4),
     ProductTile(64, rows=64, outputs=128, inputs=64, warps=8, stages=4),
-    ProductTile(512, rows=128, outputs=128, inputs=64, warps=8, stages=3),
+    ProductTile(512, rows=128, outputs=128, inputs=32, warps=8, stages=4),
 )
 _FLOAT32_TILE = ProductTile(512, rows=16, outputs=64, inputs=32, warps=4, stages=2)  # without tensor cores
 _LEAST_INPUTS = 16  # of a product on tensor cores
@@ -37,7 +37,7 @@ _WIDEST = 1024
 def _added(part, held, zero, X, x_mask):
     """[outputs, rows]: the product of values less their zeros with rows of x, [rows, inputs] from a pointer."""
     x = tl.load(X, mask=x_mask, other=0.0)
-    weight = (held.to(tl.float32) - zero).to(x.dtype)
+    weight = held.to(x.dtype) if zero is None else (held.to(tl.float32) - zero).to(x.dtype)
     return tl.dot(weight, tl.trans(x), part, input_precision="ieee")
 
 
@@ -66,7 +66,7 @@ def _product(
             x_mask, mask = x_mask & (byte < bytes_of_group), mask & (byte < bytes_of_group)
         held = tl.load(value_rows + group * bytes_of_group + byte, mask=mask, other=0)
         scale = tl.load(SCALES + output * groups + group, mask=output < outputs, other=0.0)[:, None]
-        zero = 0.0 if BITS == 8 else 8.0
+        zero = None
         if ZEROS is not None:
             zero = tl.load(ZEROS + output * groups + group, mask=output < outputs, other=0.0)[:, None]
         part = tl.zeros((OUTPUTS, ROWS), dtype=tl.float32)
@@ -74,8 +74,11 @@ def _product(
             part = _added(part, held, zero, x_rows + group * bytes_of_group + byte, x_mask)
         else:
             at = x_rows + 2 * group * bytes_of_group + byte
-            part = _added(part, held & 15, zero, at, x_mask)
-            part = _added(part, held >> 4, zero, at + bytes_of_group, x_mask)
+            low, high = (held & 15).to(tl.int8), (held >> 4).to(tl.int8)
+            if ZEROS is None:
+                low, high = low - 8, high - 8
+            part = _added(part, low, zero, at, x_mask)
+            part = _added(part, high, zero, at + bytes_of_group, x_mask)
         sums += part * scale
     if BIAS is not None:
         sums += tl.load(BIAS + output, mask=output < outputs, other=0.0).to(tl.float32)[:, None]
@@ -122,9 +125,7 @@ def _dequantize(
         tl.store(Y + at + bytes_of_group, high.to(Y.dtype.element_ty), mask=inside)
 
 
-def dequantize_weight(
-    values: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, dtype: torch.dtype
-) -> Tensor:
+def dequantize_weight(values: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, dtype: torch.dtype) -> Tensor:
     outputs, held = values.shape
     y = torch.empty(outputs, held * 8 // bits, dtype=dtype, device=values.device)
     groups = scales.numel()
@@ -158,8 +159,8 @@ def quantized_linear(
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
     parts = y if splits == 1 else torch.empty(splits, count, outputs, dtype=torch.float32, device=x.device)
     launch(_product, tiles * splits, rows, values, scales, zeros, bias if splits == 1 else None, parts, rows.stride(0),
-           count, inputs, outputs, groups, bytes_of_group, splits, warps=tile.warps, BITS=bits,
-           MASKED=bytes_of_group % block != 0, ROWS=tile.rows, OUTPUTS=tile.outputs, BYTES=block, STAGES=tile.stages)  # fmt: skip
+           count, inputs, outputs, groups, bytes_of_group, splits, warps=tile.warps, BITS=bits, ROWS=tile.rows,
+           MASKED=bytes_of_group % block != 0, OUTPUTS=tile.outputs, BYTES=block, STAGES=tile.stages)  # fmt: skip
     if splits > 1:
         programs = count * triton.cdiv(outputs, _SUMMED)
         launch(_sum, programs, parts, bias, y, count, outputs, warps=_SUM_WARPS, SPLITS=splits, BLOCK=_SUMMED)

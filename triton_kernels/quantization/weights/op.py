@@ -61,7 +61,9 @@ def _check(operator: str, values: Tensor, scales: Tensor, zeros: Tensor | None, 
     groups = scales.shape[1]
     if inputs and (not groups or inputs % groups or (bits == 4 and inputs // groups % 2)):
         even = "even " if bits == 4 else ""
-        raise ValueError(f"{operator}: scales have {groups} groups, which do not divide {inputs} inputs into {even}parts")
+        raise ValueError(
+            f"{operator}: scales have {groups} groups, which do not divide {inputs} inputs into {even}parts"
+        )
     if zeros is not None and (zeros.shape != scales.shape or not _is_alike(zeros, values.device)):
         raise ValueError(f"{operator}: zeros are {describe(zeros)}, not {wanted.replace('groups', str(groups))}")
     return inputs
@@ -83,7 +85,7 @@ def _of_weight(weight: Tensor, bits: int, group: int, has_zeros: bool) -> tuple[
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, scales, zeros, bias, bits = inputs
+    _, values, scales, zeros, bias, bits = inputs
     if scales.requires_grad or (zeros is not None and zeros.requires_grad):
         raise ValueError("quantized_linear: scales and zeros are constants, and one requires a gradient: detach it")
     ctx.save_for_backward(values, scales, zeros)

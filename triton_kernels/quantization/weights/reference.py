@@ -4,9 +4,10 @@
     dequantize_weight    (value - zero) * scale
     quantized_linear     x @ that.T + bias
 
-values, scales and zeros are those of `graphopt.cuda_ext.quantized.Quantized`, on the CPU and on GPUs: values int8
+values, scales and zeros are as in `graphopt.cuda_ext.quantized.Quantized`, on the CPU and on GPUs: values int8
 [outputs, inputs], or of 4 bits uint8 [outputs, inputs / 2], where byte j of a group holds its element j in the low four
-bits and j + group / 2 in the high ones; scales and zeros float32 [outputs, groups]. Without zeros they are 0, of 4 bits 8.
+bits and j + group / 2 in the high ones; scales and zeros float32 [outputs, groups]. Zeros that are not
+given are 0, or 8 where bits are 4.
 x: [..., inputs], bias: [outputs]. Nothing is rounded in between: sums are float32, of float64 in float64.
 """
 
@@ -16,9 +17,7 @@ from torch import Tensor
 from graphopt.cuda_ext import reference
 
 
-def dequantize_weight(
-    values: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, dtype: torch.dtype
-) -> Tensor:
+def dequantize_weight(values: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, dtype: torch.dtype) -> Tensor:
     return reference.dequantized(values, scales, zeros, bits).to(dtype)
 
 
