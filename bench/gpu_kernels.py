@@ -190,10 +190,10 @@ def _quantized(at: Sizes, dtype: torch.dtype, device: str) -> Iterator[Case]:
     for bits in (8, 4):
         held = QUANTIZE_WEIGHT(weight, bits, 128, False)[:2]
         dense = DEQUANTIZE_WEIGHT(*held, None, bits, dtype)
-        for rows in (1, 16, 64, at.tokens):
-            few = rows < at.tokens
+        for rows, which in ((1, "1 row"), (16, "16 rows"), (64, "64 rows"), (at.tokens, "all rows")):
+            few = which != "all rows"
             yield Case(
-                f"int{bits} weights, {rows} rows",
+                f"int{bits} weights, {which}",
                 lambda x, held=held, bits=bits: QUANTIZED_LINEAR(x, *held, None, None, bits),
                 lambda x, dense=dense: x @ dense.to(x.dtype).t(),
                 (x[:rows],),

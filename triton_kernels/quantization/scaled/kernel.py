@@ -1,8 +1,8 @@
 """Numbers with scales and their products on a GPU; functions have the arguments and results of those in `reference`.
 
 Rows that fit in a program's registers are read once; of wider ones, and of a tensor, the magnitude is found first.
-Products of float8 are cuBLAS's by `torch._scaled_mm` where it takes them. Those of the kernel here, of int8 and of what
-that leaves, are scaled before they are written: sums of 32 bits do not reach memory.
+Products of float8 are torch's own, by cuBLAS and CUTLASS, where it takes them. Those of the kernel here, of int8 and of
+what that leaves, are scaled before they are written: sums of 32 bits do not reach memory.
 """
 
 import torch
@@ -27,7 +27,7 @@ _TILES = (
 )
 _LEAST_INPUTS = 32  # of a product of bytes on tensor cores
 _BAND = 8  # tiles of rows that go through all outputs together, so that weights are found in the cache
-_CUBLAS_MULTIPLE = 16  # of inputs and outputs
+_MULTIPLE = 16  # of inputs and outputs, where a product is torch's
 
 
 @triton.jit
@@ -151,7 +151,7 @@ def scaled_mm(
     count, inputs = rows.shape
     outputs = len(weight)
     per_row, per_output = x_scales.dim() > 0, weight_scales.dim() > 0
-    if _takes_cublas(rows, weight, per_row == per_output, bias, dtype):
+    if _takes_torch(rows, weight, per_row == per_output, bias, dtype):
         shaped = (
             x_scales.reshape(-1, 1) if per_row else x_scales,
             weight_scales.view(1, -1) if per_output else weight_scales,
@@ -169,11 +169,11 @@ def scaled_mm(
     return y
 
 
-def _takes_cublas(rows: Tensor, weight: Tensor, alike: bool, bias: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether `torch._scaled_mm` computes this; scales of rows it has from Hopper on, and for bfloat16."""
+def _takes_torch(rows: Tensor, weight: Tensor, alike: bool, bias: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether `scaled_product` computes this; scales of rows it has from Hopper on, and for bfloat16."""
     if not rows.is_cuda or rows.dtype not in FLOAT8 or not alike or dtype != torch.bfloat16:
         return False
     if rows.dtype == weight.dtype == torch.float8_e5m2 or torch.cuda.get_device_capability(rows.device) < (9, 0):
         return False
-    fits = len(rows) and all(size and size % _CUBLAS_MULTIPLE == 0 for size in weight.shape)
+    fits = len(rows) and all(size and size % _MULTIPLE == 0 for size in weight.shape)
     return bool(fits) and rows.is_contiguous() and (bias is None or bias.dtype == dtype)

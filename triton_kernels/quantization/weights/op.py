@@ -73,8 +73,8 @@ def _is_alike(x: Tensor, device: torch.device) -> bool:
     return x.dtype == torch.float32 and x.device == device
 
 
-def _side_by_side(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+def _side_by_side(values: Tensor, scales: Tensor, zeros: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    return values.contiguous(), scales.contiguous(), None if zeros is None else zeros.contiguous()
 
 
 def _of_weight(weight: Tensor, bits: int, group: int, has_zeros: bool) -> tuple[Tensor, Tensor, Tensor]:
