@@ -92,7 +92,8 @@ def _operands(rows, outputs, inputs, dtype, per_row=True, per_output=True) -> An
     return x, x_scales, weight, scales
 
 
-def _product(x, x_scales, weight, weight_scales, bias) -> torch.Tensor:
+def _product(operands, bias=None) -> torch.Tensor:
+    x, x_scales, weight, weight_scales = operands
     scale = x_scales.double()[..., None] if x_scales.dim() else x_scales.double()
     y = (x.double() @ weight.double().T) * scale * weight_scales.double()
     return y if bias is None else y + bias.double()
@@ -114,7 +115,7 @@ def test_products_are_those_of_float64(way, dtype, of) -> None:
         with computed_by(way):
             found = SCALED_MM(*operands, bias, of)
         assert found.dtype == of
-        assert_near([found], [_product(*operands, bias)], 2)
+        assert_near([found], [_product(operands, bias)], 2)
 
 
 @pytest.mark.parametrize("way", ["reference", "triton"])
@@ -123,7 +124,7 @@ def test_both_formats_of_float8_are_multiplied(way) -> None:
     _, _, weight, scales = _operands((5,), 4, 40, torch.float8_e4m3fn)
     with computed_by(way):
         found = SCALED_MM(x, x_scales, weight, scales, None, torch.float32)
-    assert_near([found], [_product(x, x_scales, weight, scales, None)], 2)
+    assert_near([found], [_product((x, x_scales, weight, scales))], 2)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -149,7 +150,7 @@ def test_a_linear_layer_quantizes_what_it_is_given(way, dtype) -> None:
         found = DYNAMIC_LINEAR(x, weight, scales, bias)
         of_x, of_bias = torch.autograd.grad(found, (x, bias), seed)
         values, of_rows = QUANTIZE_ROWS(x.detach(), dtype)
-    assert_near([found], [_product(values, of_rows, weight, scales, bias.detach())], 2)
+    assert_near([found], [_product((values, of_rows, weight, scales), bias.detach())], 2)
     dense = weight.double() * scales.double()[:, None]
     assert_near([of_x, of_bias], [seed.double() @ dense, seed.double().sum((0, 1))], 2)
 

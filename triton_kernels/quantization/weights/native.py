@@ -6,7 +6,7 @@ from graphopt.cuda_ext import quantized
 from graphopt.triton_kernels.launch import rows_of
 from graphopt.triton_kernels.quantization.weights import reference
 
-_FEW = 32  # rows; for more it is faster to have the weights as floats, for a product of matrices
+_FEW = 64  # rows; for more it is faster to have the weights as floats, for a product of matrices
 
 dequantize_weight = reference.dequantize_weight  # moves few bytes: torch's operators do
 
