@@ -106,7 +106,7 @@ def _product(
         x = tl.load(x_rows + at, mask=x_mask, other=0.0)
         weight = tl.load(weight_rows + at, mask=weight_mask, other=0.0)
         # Tensor cores of Hopper add up float8 with fewer bits than float32 has: no longer than over these inputs.
-        sums = tl.dot(x, tl.trans(weight), sums, max_num_imprecise_acc=INPUTS)
+        sums = tl.dot(x, tl.trans(weight), sums, max_num_imprecise_acc=INPUTS, out_dtype=sums.dtype)
     y = sums.to(tl.float32)
     y *= tl.load(X_SCALES + row, mask=row < rows, other=0.0)[:, None] if OF_ROWS else tl.load(X_SCALES)
     if OF_OUTPUTS:
