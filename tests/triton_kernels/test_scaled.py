@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt import _torch
 from graphopt.triton_kernels.choice import KernelError
 from graphopt.triton_kernels.quantization.reference import FLOAT8, LARGEST
+from graphopt.triton_kernels.quantization.scaled import kernel
 from graphopt.triton_kernels.quantization.scaled.op import (
     DYNAMIC_LINEAR,
     FLOAT,
@@ -176,6 +178,35 @@ def test_gpus_without_float8_multiply_int8(monkeypatch) -> None:
     assert variant == "reference" and "(8, 0) is below (8, 9)" in why
     with mode("triton"), pytest.raises(KernelError, match=r"\(8, 0\) is below \(8, 9\); reference takes it"):
         FLOAT.choose(x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtypes", "per_row", "of", "is_torch"),
+    [
+        ((32, 48, 64), "e4m3fn e4m3fn", (True, True), torch.bfloat16, True),
+        ((32, 48, 64), "e5m2 e4m3fn", (False, False), torch.bfloat16, True),
+        ((32, 48, 64), "e5m2 e5m2", (True, True), torch.bfloat16, False),
+        ((32, 48, 64), "e4m3fn e4m3fn", (True, False), torch.bfloat16, False),
+        ((32, 48, 64), "e4m3fn e4m3fn", (True, True), torch.float32, False),
+        ((32, 40, 64), "e4m3fn e4m3fn", (True, True), torch.bfloat16, False),
+        ((32, 48, 72), "e4m3fn e4m3fn", (True, True), torch.bfloat16, False),
+    ],
+)
+def test_torch_multiplies_float8_where_it_can(monkeypatch, shape, dtypes, per_row, of, is_torch) -> None:
+    """As its own checks of tensors on a GPU say, which need none."""
+    launched = []
+    monkeypatch.setattr(kernel, "launch", lambda *arguments, **constants: launched.append(arguments))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    rows, outputs, inputs = shape
+    of_x, of_weight = (getattr(torch, f"float8_{name}") for name in dtypes.split())
+    with _torch.new_fake_mode():
+        x = torch.empty(2, rows, inputs, device="cuda", dtype=of_x)
+        weight = torch.empty(outputs, inputs, device="cuda", dtype=of_weight)
+        x_scales = torch.empty((2, rows) if per_row[0] else (), device="cuda")
+        weight_scales = torch.empty((outputs,) if per_row[1] else (), device="cuda")
+        found = kernel.scaled_mm(x, x_scales, weight, weight_scales, None, of)
+    assert found.shape == (2, rows, outputs) and found.dtype == of
+    assert bool(launched) is not is_torch
 
 
 KINDS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
