@@ -11,7 +11,7 @@ import importlib.util
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,11 @@ from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY
 from graphopt.triton_kernels.norms.op import ADD_RMS_NORM, LAYER_NORM, RMS_NORM
+from graphopt.triton_kernels.quantization.blocks import reference as blocks
+from graphopt.triton_kernels.quantization.blocks.op import DEQUANTIZE_BLOCKS, QUANTIZE_BLOCKS
+from graphopt.triton_kernels.quantization.scaled import reference as scaled
+from graphopt.triton_kernels.quantization.scaled.op import QUANTIZE_ROWS, SCALED_MM
+from graphopt.triton_kernels.quantization.weights.op import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, QUANTIZED_LINEAR
 from graphopt.triton_kernels.rotary.op import ROTARY
 
 _EPSILON = 1e-6
@@ -39,7 +44,8 @@ Function = Callable[..., Any]
 class Case:
     """One computation. ours, theirs: of `inputs`, ours and eager's; liger: the name of Liger's function, if it has one.
 
-    moved: bytes that forward and backward must read and write at least; flops: where it is bound by these instead.
+    moved: bytes that forward and backward must read and write at least; flops: of forward and of both ways, where it is
+    bound by these instead. differentiable: whether it has a backward.
     """
 
     name: str
@@ -48,7 +54,8 @@ class Case:
     inputs: tuple[Tensor, ...]
     moved: tuple[int, int]
     liger: Function | None = None
-    flops: int = 0
+    flops: tuple[int, int] = (0, 0)
+    differentiable: bool = True
 
 
 @dataclass(frozen=True)
@@ -170,9 +177,73 @@ def cases(at: Sizes, dtype: torch.dtype, device: str) -> list[Case]:
             (x, classes),
             (0, 0),
             liger and (lambda x, w: liger.liger_fused_linear_cross_entropy(x, w, targets)),
-            flops=6 * at.tokens * at.width * at.classes,
+            flops=(6 * at.tokens * at.width * at.classes,) * 2,  # forward computes gradients too
         ),
+        *_quantized(at, dtype, device),
     ]
+
+
+def _quantized(at: Sizes, dtype: torch.dtype, device: str) -> Iterator[Case]:
+    """Rivals of products are those with weights of `dtype`; of what is quantized, the reference."""
+    x = torch.randn(at.tokens, at.width, device=device).to(dtype)
+    weight = torch.randn(at.inner, at.width, device=device) / at.width**0.5
+    product = 2 * weight.numel()
+    for bits in (8, 4):
+        held = QUANTIZE_WEIGHT(weight, bits, 128, False)[:2]
+        dense = DEQUANTIZE_WEIGHT(*held, None, bits, dtype)
+        for rows, which in ((1, "1 row"), (16, "16 rows"), (64, "64 rows"), (at.tokens, "all rows")):
+            few = which != "all rows"
+            yield Case(
+                f"int{bits} weights, {which}",
+                lambda x, held=held, bits=bits: QUANTIZED_LINEAR(x, *held, None, None, bits),
+                lambda x, dense=dense: x @ dense.to(x.dtype).t(),
+                (x[:rows],),
+                (held[0].nbytes, held[0].nbytes) if few else (0, 0),
+                flops=(0, 0) if few else (rows * product, 2 * rows * product),
+            )
+    formats = [torch.int8]
+    if device == "cpu" or torch.cuda.get_device_capability() >= (8, 9):
+        formats.append(torch.float8_e4m3fn)
+    for format in formats:
+        of_x, of_weight = QUANTIZE_ROWS(x, format), QUANTIZE_ROWS(weight, format)
+        wide = tuple((values.float() * scales[:, None]).to(dtype) for values, scales in (of_x, of_weight))
+        yield Case(
+            f"product of {format}",
+            lambda x, weight, of_x=of_x, of_weight=of_weight: SCALED_MM(*of_x, *of_weight, None, dtype),
+            lambda x, weight: x @ weight.t(),
+            wide,
+            (0, 0),
+            flops=(at.tokens * product,) * 2,
+            differentiable=False,
+        )
+        yield Case(
+            f"rows to {format}",
+            lambda x, format=format: QUANTIZE_ROWS(x, format),
+            lambda x, format=format: scaled.quantize_rows(x, format),
+            (x,),
+            (x.nbytes + x.numel(), 0),
+            differentiable=False,
+        )
+    flat = x.reshape(-1)
+    for bits in (8, 4):
+        values, scales = QUANTIZE_BLOCKS(flat, bits, 256, None)
+        pieces = (values.expand(8, *values.shape).contiguous(), scales.expand(8, -1).contiguous())
+        yield Case(
+            f"blocks of {bits} bits",
+            lambda x, bits=bits: QUANTIZE_BLOCKS(x, bits, 256, None),
+            lambda x, bits=bits: blocks.quantize_blocks(x, bits, 256, None),
+            (flat,),
+            (flat.nbytes + values.nbytes + scales.nbytes, 0),
+            differentiable=False,
+        )
+        yield Case(
+            f"sum of 8 pieces of {bits} bits",
+            lambda scales, v=pieces[0], bits=bits: DEQUANTIZE_BLOCKS(v, scales.float(), bits, flat.numel(), dtype),
+            lambda scales, v=pieces[0], bits=bits: blocks.dequantize_blocks(v, scales, bits, flat.numel(), dtype),
+            pieces[1:],
+            (flat.nbytes + sum(piece.nbytes for piece in pieces), 0),
+            differentiable=False,
+        )
 
 
 def _liger() -> Any:
@@ -182,13 +253,17 @@ def _liger() -> Any:
     return importlib.import_module("liger_kernel.transformers.functional")
 
 
-def both_ways(function: Function, inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
-    """Results, and gradients of all inputs, where gradients of the results are ones."""
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+def both_ways(
+    function: Function, inputs: tuple[Tensor, ...], differentiable: bool = True
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Results, and gradients of all inputs if there are any, where gradients of the results are ones."""
+    leaves = [tensor.detach().requires_grad_(differentiable) for tensor in inputs]
 
     def step() -> tuple[Tensor, ...]:
         results = function(*leaves)
         results = results if isinstance(results, tuple) else (results,)
+        if not differentiable:
+            return results
         return *results, *torch.autograd.grad(results, leaves, [torch.ones_like(each) for each in results])
 
     return step
@@ -196,12 +271,10 @@ def both_ways(function: Function, inputs: tuple[Tensor, ...]) -> Callable[[], tu
 
 def error(case: Case) -> float:
     """The largest distance from eager in float64, of each tensor's largest element; the mean loss as any other."""
-    found = both_ways(case.ours, case.inputs)()
-    wanted = both_ways(case.theirs, tuple(tensor.double() for tensor in case.inputs))()
-    return max(
-        float((one.detach().double() - other.detach()).abs().max() / other.detach().abs().max())
-        for one, other in zip(found, wanted, strict=True)
-    )
+    found = both_ways(case.ours, case.inputs, case.differentiable)()
+    wanted = both_ways(case.theirs, tuple(tensor.double() for tensor in case.inputs), case.differentiable)()
+    exact = ((one.detach().double(), other.detach().double()) for one, other in zip(found, wanted, strict=True))
+    return max(float((one - other).abs().max() / other.abs().max()) for one, other in exact)
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
@@ -234,7 +307,9 @@ def measured(case: Case, device: str) -> dict[str, Any]:
     for name, function in functions.items():
         with torch.no_grad():
             forward = seconds(lambda function=function: function(*case.inputs), device)  # type: ignore[misc]
-        found[name] = {"forward": forward, "both": seconds(both_ways(function, case.inputs), device)}
+        found[name] = {"forward": forward}
+        if case.differentiable:
+            found[name]["both"] = seconds(both_ways(function, case.inputs), device)
     torch.compiler.reset()
     return found
 
@@ -287,9 +362,9 @@ def main() -> None:
     for case in cases(timed, dtype, device):
         apart, times = errors[case.name], measured(case, device)
         found.append({"kernel": case.name, "error": apart, "seconds": times})
-        for way, moved in (("forward", case.moved[0]), ("both", sum(case.moved))):
+        for way, moved, flops in zip(times["graphopt"], (case.moved[0], sum(case.moved)), case.flops, strict=False):
             own = times["graphopt"][way]
-            share = f"{moved / own / clone:.2f}" if moved else f"{case.flops / own / product:.2f} of products"
+            share = f"{moved / own / clone:.2f}" if moved else f"{flops / own / product:.2f} of products"
             others = (f"{times[n][way] / own:.2f} x" if n in times else "-" for n in ("eager", "compile", "liger"))
             table.add_row(case.name, way, f"{own * 1e3:.3f}", share, f"{apart:.1e}", *others)
     Console(width=140).print(table)

@@ -59,27 +59,17 @@ def quantize(weight: torch.Tensor, bits: int, group: int | None = None, has_zero
     """The nearest `Quantized` of float `weight` [outputs, inputs] whose largest element, by group, stays in range.
 
     group: a divisor of the inputs, even where bits are 4; all of them by default. has_zeros: the range of values is
-    from the smallest to the largest weight, else it is as far from 0 on either side.
+    from the smallest to the largest weight, else it is as far from 0 on either side. A group of which a weight is not
+    finite has the scale nan.
     """
     check_choice("bits", bits, (8, 4))
     check("weight", weight, (None, None), (*ELEMENTS, torch.float64), is_contiguous=False)
-    outputs, inputs = weight.shape
+    inputs = weight.shape[1]
     size = inputs if group is None else group
     if size < 1 or inputs % size or (bits == 4 and size % 2):
         raise ValueError(f"group is {size}, not {'an even' if bits == 4 else 'a'} divisor of {inputs} inputs")
-    groups = weight.detach().float().reshape(outputs, inputs // size, size)
-    low, high = (-128, 127) if bits == 8 else (0, 15)
-    middle = 0 if bits == 8 else 8
-    if has_zeros:
-        smallest, largest = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-        scales = _scales((largest - smallest) / (high - low))
-        zeros = (low - smallest / scales).round()
-    else:
-        scales = _scales(groups.abs().amax(-1) / (high - middle))
-        zeros = torch.full_like(scales, middle)
-    values = (groups / scales[..., None] + zeros[..., None]).round().clamp(low, high)
-    stored = values.to(torch.int8) if bits == 8 else _packed(values.to(torch.uint8))
-    return Quantized(stored.reshape(outputs, inputs * bits // 8), scales, zeros if has_zeros else None, bits)
+    values, scales, zeros = reference.quantized(weight, bits, size, has_zeros)
+    return Quantized(values, scales, zeros if has_zeros else None, bits)
 
 
 def linear(x: torch.Tensor, weight: Quantized, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -100,13 +90,3 @@ def linear(x: torch.Tensor, weight: Quantized, bias: torch.Tensor | None = None)
     sizes = (x.shape[0], weight.inputs, weight.outputs, weight.group, weight.bits)
     native.call("quantized_linear", *tensors, *sizes, x.dtype == _BF16, bias is not None and bias.dtype == _BF16)
     return y
-
-
-def _scales(scales: torch.Tensor) -> torch.Tensor:
-    """Groups of zeros alone need a scale too."""
-    return torch.where(scales > 0, scales, 1.0)
-
-
-def _packed(values: torch.Tensor) -> torch.Tensor:
-    low, high = values.chunk(2, dim=-1)
-    return low | high << 4

@@ -162,11 +162,42 @@ def cross_entropy_with_gradient(
     return losses, log_normalizers, gradient
 
 
+def quantized(
+    weight: torch.Tensor, bits: int, group: int, has_zeros: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Values, scales and zeros as in `graphopt.cuda_ext.quantized.Quantized`; zeros also where they are the middle."""
+    outputs, inputs = weight.shape
+    groups = weight.detach().float().reshape(outputs, inputs // group, group)
+    low, high = (-128, 127) if bits == 8 else (0, 15)
+    middle = 0 if bits == 8 else 8
+    if has_zeros:
+        smallest, largest = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+        steps = (largest - smallest) / (high - low)
+    else:
+        steps = groups.abs().amax(-1) / (high - middle)
+    scales = torch.where(steps.isfinite(), torch.where(steps == 0, 1.0, steps), torch.nan)
+    zeros = (low - smallest / scales).round() if has_zeros else torch.full_like(scales, middle)
+    values = (groups / scales[..., None] + zeros[..., None]).round().clamp(low, high).nan_to_num(0)
+    if bits == 8:
+        return values.to(torch.int8).reshape(outputs, inputs), scales, zeros
+    return packed(values).reshape(outputs, inputs // 2), scales, zeros
+
+
+def packed(values: torch.Tensor) -> torch.Tensor:
+    """Numbers from 0 to 15, [..., size], two in a byte: uint8 [..., size / 2], the first half in the low bits."""
+    low, high = values.to(torch.uint8).chunk(2, dim=-1)
+    return low | high << 4
+
+
+def unpacked(values: torch.Tensor) -> torch.Tensor:
+    return torch.cat([values & 15, values >> 4], dim=-1)
+
+
 def dequantized(values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int) -> torch.Tensor:
     """Weights as `graphopt.cuda_ext.quantized.Quantized` stores them, as numbers of the dtype of scales."""
     groups = values.reshape(*scales.shape, values.shape[1] // max(scales.shape[1], 1))
     if bits == 4:
-        groups = torch.cat([groups & 15, groups >> 4], dim=-1)
+        groups = unpacked(groups)
     middle = zeros[..., None] if zeros is not None else 0 if bits == 8 else 8
     return ((groups.to(scales.dtype) - middle) * scales[..., None]).flatten(1)
 

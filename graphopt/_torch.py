@@ -51,6 +51,7 @@ __all__ = [
     "fresh_inductor_cache",
     "inductor_compile",
     "install_compiled_call",
+    "int_mm",
     "is_mutating",
     "keeps_graph",
     "kernels_in_python",
@@ -62,6 +63,7 @@ __all__ = [
     "reduce_scatter_single",
     "reparametrized",
     "returns_nothing",
+    "scaled_product",
     "selective_checkpoints",
     "sequence_number",
     "set_grad_enabled",
@@ -86,6 +88,7 @@ all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 set_grad_enabled = torch._C._set_grad_enabled  # what every way to switch autograd on or off comes to
+int_mm = torch._int_mm  # int8 [m, k] and [k, n] to int32
 without_torch_function = torch._C.DisableTorchFunction  # a context in which no `TorchFunctionMode` sees a call
 
 
@@ -161,6 +164,18 @@ def reparametrized(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> It
         places.setdefault((id(module.get_submodule(path)), attribute), name)
     with stateless._reparametrize_module(module, {name: tensors[name] for name in places.values()}):
         yield
+
+
+def scaled_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """float8 x [m, k] @ weight [k, n], the latter by columns, times scales, both [] or [m, 1] and [1, n], plus bias."""
+    return torch._scaled_mm(x, weight, scale_a=x_scale, scale_b=weight_scale, bias=bias, out_dtype=dtype)
 
 
 def install_compiled_call(module: nn.Module, call: Any) -> None:

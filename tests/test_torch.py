@@ -342,3 +342,16 @@ def test_buffers_keep_their_dtype_when_a_module_is_cast() -> None:
     }
     assert dict(model.named_buffers())["0.sums"].tolist() == [0.75, 0.75]
     assert model.to("meta")[0].sums.is_meta
+
+
+def test_products_of_int8_are_exact() -> None:
+    x, weight = (torch.randint(-128, 128, shape, dtype=torch.int8) for shape in ((3, 40), (5, 40)))
+    assert torch.equal(_torch.int_mm(x, weight.t()), x.int() @ weight.t().int())
+
+
+def test_products_of_float8_have_scales() -> None:
+    """Numbers that float8 holds, so that nothing is rounded."""
+    x, weight = (torch.randint(-4, 5, shape).to(torch.float8_e4m3fn) for shape in ((16, 32), (16, 32)))
+    scales = torch.tensor(2.0), torch.tensor(0.25)
+    found = _torch.scaled_product(x, weight.t(), *scales, None, torch.float32)
+    assert torch.equal(found, 0.5 * x.float() @ weight.float().t())

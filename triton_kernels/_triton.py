@@ -24,6 +24,9 @@ from triton.runtime import driver, interpreter
 from triton.runtime.jit import JITFunction
 
 _WARP = 32  # threads
+# What reads memory in a kernel's text: into registers, and straight into shared memory.
+_LOAD = r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[bfsu](\d+)"
+_COPY = r"cp\.async\.c[ag]\.shared\.global *\[[^\]]*\], *\[[^\]]*\], *(0x[0-9a-f]+|\d+)"
 
 
 def version() -> str:
@@ -39,8 +42,9 @@ def is_interpreting() -> bool:
 def interpreted() -> Iterator[None]:
     """Run launches in the interpreter. Raises IndexError where a kernel reads or writes outside of its tensors.
 
-    Triton decides when it is imported whether it interprets; this decides by context. Repairs the rounding of bfloat16,
-    which the interpreter cuts off. (It also computes on the raw bits of bfloat16: kernels must cast as they load.)
+    Triton decides when it is imported whether it interprets; this decides by context. Repairs conversions to bfloat16
+    and float8, which the interpreter cuts off, and products of matrices of them. (It also computes on the raw bits of
+    bfloat16: for all else kernels must cast as they load.)
     """
     functions: dict[Any, Any] = {}
 
@@ -68,6 +72,8 @@ def interpreted() -> Iterator[None]:
             (JITFunction, "__call__", call),
             (tl.tensor, "__index__", index),
             (interpreter, "_convert_float", _converting(interpreter._convert_float)),
+            (interpreter.InterpreterBuilder, "cast_impl", _casting(interpreter.InterpreterBuilder.cast_impl)),
+            (interpreter.InterpreterBuilder, "create_dot", _dot),
         ),
     ):
         knobs.runtime.interpret = True
@@ -126,16 +132,49 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
+# Numbers that the interpreter holds as bits.
+_BITS = {
+    tl.bfloat16: (torch.bfloat16, torch.uint16),
+    tl.float8e4nv: (torch.float8_e4m3fn, torch.uint8),
+    tl.float8e5: (torch.float8_e5m2, torch.uint8),
+}
+
+
 def _converting(others: Callable[..., Any]) -> Callable[..., Any]:
-    """What converts numbers of the interpreter, whose bfloat16 are bits: by torch where it is from float32 or to it."""
+    """What converts numbers of the interpreter: by torch where it is from float32 to what is held as bits."""
 
     def convert(values: Any, source: Any, target: Any, rounding: Any) -> Any:
-        if (source, target) == (tl.float32, tl.bfloat16):
-            floats = torch.from_numpy(np.array(values, dtype=np.float32))
-            return floats.bfloat16().view(torch.uint16).numpy()
+        if source == tl.float32 and target in _BITS:
+            dtype, bits = _BITS[target]
+            return torch.from_numpy(np.array(values, dtype=np.float32)).to(dtype).view(bits).numpy()
         return others(values, source, target, rounding)
 
     return convert
+
+
+def _casting(others: Callable[..., Any]) -> Callable[..., Any]:
+    """What converts tensors of the interpreter: integers by way of float32 to what is held as bits."""
+
+    def cast(builder: Any, held: Any, target: Any) -> Any:
+        if target.scalar in _BITS and held.dtype.scalar.is_int():
+            held = others(builder, held, tl.float32)
+        return others(builder, held, target)
+
+    return cast
+
+
+def _dot(builder: Any, a: Any, b: Any, sums: Any, *_: Any) -> Any:
+    """`sums` and the product of two matrices."""
+    product = np.matmul(_numbers(a), _numbers(b), dtype=sums.data.dtype)
+    return interpreter.TensorHandle(product + sums.data, sums.dtype.scalar)
+
+
+def _numbers(held: Any) -> Any:
+    """What a tensor of the interpreter holds, as numbers that numpy has."""
+    if held.dtype.scalar not in _BITS:
+        return held.data
+    dtype, _ = _BITS[held.dtype.scalar]
+    return torch.from_numpy(np.ascontiguousarray(held.data)).view(dtype).float().numpy()
 
 
 class Compiled(NamedTuple):
@@ -198,14 +237,16 @@ def _resources(name: str, compiled: Any) -> Compiled:
         told = subprocess.run(command, capture_output=True, text=True, check=True)
     match = re.search(r"REG:(\d+) STACK:(\d+)", told.stdout + told.stderr)
     assert match is not None, f"cuobjdump tells nothing of {name}"
-    loads = re.findall(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[bfsu](\d+)", compiled.asm["ptx"])
+    ptx = compiled.asm["ptx"]
+    loads = [int(count or 1) * int(bits) // 8 for count, bits in re.findall(_LOAD, ptx)]
+    copies = [int(size, 0) for size in re.findall(_COPY, ptx)]
     return Compiled(
         name,
         registers=int(match[1]),
         stack=int(match[2]),
         shared=int(compiled.metadata.shared),
         threads=compiled.metadata.num_warps * _WARP,
-        load=max(int(count or 1) * int(bits) // 8 for count, bits in loads),
+        load=max([*loads, *copies], default=0),
     )
 
 

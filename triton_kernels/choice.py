@@ -27,7 +27,7 @@ from graphopt.nearest import nearest
 VARIABLE = "GRAPHOPT_KERNELS"
 MODES = ("auto", "triton", "cuda", "reference", "off")
 _FILES = {"triton": "kernel", "cuda": "native", "reference": "reference"}
-_OF_TRITON = frozenset({torch.float16, torch.bfloat16, torch.float32})
+OF_TRITON = frozenset({torch.float16, torch.bfloat16, torch.float32})  # what kernels take, where they say no other
 OF_CPU = frozenset({torch.bfloat16, torch.float32})  # what native code takes, where there is some
 _LEAST_CAPABILITY = (8, 0)  # of bfloat16 and of what the kernels are compiled for
 
@@ -47,12 +47,15 @@ class Choice(NamedTuple):
 class Family:
     """The operators of one folder: each is computed by the function of its name in the file of a variant.
 
-    widest: of rows that the Triton kernels take. native: dtypes that native code takes on the CPU.
+    widest: of rows that the Triton kernels take; triton: dtypes that they take; capability: the least that they run on.
+    native: dtypes that native code takes on the CPU.
     """
 
     folder: str
     widest: int
     native: frozenset[torch.dtype] = frozenset()
+    triton: frozenset[torch.dtype] = OF_TRITON
+    capability: tuple[int, int] = _LEAST_CAPABILITY
 
     def choose(self, x: torch.Tensor) -> Choice:
         """How operators are computed for tensors like `x`, [..., width]. Raises KernelError where not as asked."""
@@ -77,7 +80,7 @@ class Family:
 
     def _hinders_triton(self, x: torch.Tensor, mode: str) -> str | None:
         """Why Triton does not take `x`; None if it does."""
-        if x.dtype not in _OF_TRITON:
+        if x.dtype not in self.triton:
             return f"Triton kernels take no {x.dtype}"
         if x.dim() and x.shape[-1] > self.widest:
             return f"Triton kernels take rows of up to {self.widest}, not {x.shape[-1]}"
@@ -87,7 +90,9 @@ class Family:
             return "triton is not installed"
         if x.is_cuda:
             capability = torch.cuda.get_device_capability(x.device)
-            return None if capability >= _LEAST_CAPABILITY else f"compute capability {capability} is below (8, 0)"
+            return (
+                None if capability >= self.capability else f"compute capability {capability} is below {self.capability}"
+            )
         return None if _is_interpreting() else f"on {x.device}, without Triton's interpreter"
 
     def _hinders_native(self, x: torch.Tensor) -> str | None:

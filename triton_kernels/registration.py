@@ -1,6 +1,6 @@
 """Registers operators of this room with torch: schema, kernels, fake kernel, derivative. And checks of arguments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -45,12 +45,17 @@ def check_same(operator: str, name: str, x: Tensor, like: Tensor) -> None:
         raise ValueError(f"{operator}: {name} is {describe(x)}, not {describe(like)} as the first argument")
 
 
-def check_row(operator: str, name: str, row: Tensor | None, like: Tensor) -> None:
-    """Raises ValueError unless argument `name`, if given, is a row for the first, of its dtype or of float32."""
+def check_row(operator: str, name: str, row: Tensor | None, like: Tensor, width: int | None = None) -> None:
+    """Raises ValueError unless argument `name`, if given, is of the first argument's dtype or of float32, and as wide.
+
+    width: of results, where that is not the first argument's.
+    """
     if row is None:
         return
-    if row.shape != like.shape[-1:] or row.device != like.device or row.dtype not in (like.dtype, torch.float32):
-        wanted = f"{like.dtype} or torch.float32 [{like.shape[-1]}] on {like.device}, a row of the first argument"
+    size = like.shape[-1] if width is None else width
+    if row.shape != (size,) or row.device != like.device or row.dtype not in (like.dtype, torch.float32):
+        of = "the first argument" if width is None else "results"
+        wanted = f"{like.dtype} or torch.float32 [{size}] on {like.device}, a row of {of}"
         raise ValueError(f"{operator}: {name} is {describe(row)}, not {wanted}")
 
 
@@ -58,6 +63,12 @@ def check_floating(operator: str, name: str, x: Tensor, least: int = 1) -> None:
     """Raises ValueError unless argument `name` has floating numbers, and `least` dimensions."""
     if not x.is_floating_point() or x.dim() < least:
         raise ValueError(f"{operator}: {name} is {describe(x)}, not floating with at least {least} dimensions")
+
+
+def check_bits(operator: str, bits: int, known: Collection[int]) -> None:
+    """Raises ValueError unless `bits` are those of a format that is known."""
+    if bits not in known:
+        raise ValueError(f"{operator}: bits is {bits}, not {' or '.join(map(str, known))}")
 
 
 def describe(x: Tensor) -> str:

@@ -17,6 +17,9 @@ from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.norms import kernel as norms
+from graphopt.triton_kernels.quantization.blocks import kernel as blocks
+from graphopt.triton_kernels.quantization.scaled import kernel as scaled
+from graphopt.triton_kernels.quantization.weights import kernel as weights
 from graphopt.triton_kernels.rotary import kernel as rotary
 
 TABLE = Path(__file__).with_name("resources.json")
@@ -59,6 +62,36 @@ def _cross_entropy(dtype: torch.dtype) -> None:
     cross_entropy.cross_entropy_backward_(logits, _per_token(), targets, _per_token(), -100, 0.1, 1e-4)
 
 
+def _weights(bits: int, has_zeros: bool, tokens: int) -> None:
+    outputs, inputs, group = 4096, 4096, 128
+    values = _on_meta(outputs, inputs * bits // 8, dtype=torch.int8 if bits == 8 else torch.uint8)
+    scales = _on_meta(outputs, inputs // group, dtype=torch.float32)
+    zeros = scales if has_zeros else None
+    weights.quantized_linear(_on_meta(tokens, inputs), values, scales, zeros, _on_meta(outputs), bits)
+    weights.dequantize_weight(values, scales, zeros, bits, torch.bfloat16)
+
+
+def _scaled(dtype: torch.dtype, tokens: int) -> None:
+    values, weight = (_on_meta(n, 4096, dtype=dtype) for n in (tokens, 4096))
+    of_tokens, of_outputs = (_on_meta(n, dtype=torch.float32) for n in (tokens, 4096))
+    scaled.scaled_mm(values, of_tokens, weight, of_outputs, _on_meta(4096), torch.bfloat16)
+
+
+def _to_scaled(dtype: torch.dtype) -> None:
+    for width in (128, 1024, 4096, 16384, 32768):
+        scaled.quantize_rows(_on_meta(_TOKENS, width), dtype)
+    scaled.quantize_tensor(_on_meta(_TOKENS, 4096), dtype)
+
+
+def _blocks(bits: int, is_random: bool) -> None:
+    seed = _on_meta(dtype=torch.int64) if is_random else None
+    for block in (256, 2048):
+        blocks.quantize_blocks(_on_meta(1 << 20), bits, block, seed)
+        values = _on_meta(8, 1 << 12, block * bits // 8, dtype=torch.int8 if bits == 8 else torch.uint8)
+        scales = _on_meta(8, 1 << 12, dtype=torch.float32)
+        blocks.dequantize_blocks(values, scales, bits, block << 12, torch.bfloat16)
+
+
 def _per_token() -> Tensor:
     return _on_meta(_TOKENS, dtype=torch.float32)
 
@@ -74,25 +107,57 @@ LAUNCHES: Mapping[str, Callable[[], None]] = {
     "rotary, interleaved": partial(_rotary, True),
     "cross_entropy, bfloat16": partial(_cross_entropy, torch.bfloat16),
     "cross_entropy, float32": partial(_cross_entropy, torch.float32),
+    **{
+        f"weights, {bits} bits{', zeros' * has_zeros}, {tokens} rows": partial(_weights, bits, has_zeros, tokens)
+        for bits in (8, 4)
+        for has_zeros in (False, True)
+        for tokens in (1, 64, 512)
+    },
+    **{f"scaled, int8, {tokens} rows": partial(_scaled, torch.int8, tokens) for tokens in (1, 64, 4096)},
+    "to int8": partial(_to_scaled, torch.int8),
+    **{
+        f"blocks, {bits} bits{', random' * is_random}": partial(_blocks, bits, is_random)
+        for bits in (8, 4)
+        for is_random in (False, True)
+    },
 }
+# What only GPUs have whose tensor cores take float8.
+FLOAT8_LAUNCHES: Mapping[str, Callable[[], None]] = {
+    f"{name}, {format.removeprefix('float8_')}": partial(run, getattr(torch, format))
+    for format in ("float8_e4m3fn", "float8_e5m2")
+    for name, run in (
+        ("to float8", _to_scaled),
+        ("scaled, few rows", partial(_scaled, tokens=1)),
+        ("scaled, 64 rows", partial(_scaled, tokens=64)),
+        ("scaled, many rows", partial(_scaled, tokens=_TOKENS)),
+    )
+}
+_FLOAT8_CAPABILITY = 89
+
+
+def launches(capability: int) -> Mapping[str, Callable[[], None]]:
+    """What GPUs of a capability run."""
+    return {**LAUNCHES, **(FLOAT8_LAUNCHES if capability >= _FLOAT8_CAPABILITY else {})}
 
 
 def measured(launch: str, capability: int) -> list[dict[str, Any]]:
-    """The kernels that one of `LAUNCHES` runs, in order, as compiled for GPUs of a capability."""
+    """The kernels that one of `launches` runs, in order, as compiled for GPUs of a capability."""
     with _triton.compiling(capability) as compiled:
-        LAUNCHES[launch]()
+        launches(capability)[launch]()
     return [{"capability": capability, "launch": launch, **kernel._asdict()} for kernel in compiled]
 
 
 def sources() -> str:
     """A hash of the text that the table follows from."""
     folder = TABLE.parent
-    files = [folder / "launch.py", folder / "resources.py", *sorted(folder.glob("*/kernel.py"))]
+    files = [folder / "launch.py", folder / "resources.py", *sorted(folder.rglob("kernel.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _write() -> None:
-    kernels = [kernel for capability in SHARED_MEMORY for name in LAUNCHES for kernel in measured(name, capability)]
+    kernels = [
+        row for capability in SHARED_MEMORY for name in launches(capability) for row in measured(name, capability)
+    ]
     rows = ",\n".join(map(json.dumps, kernels))
     head = f'"triton": "{_triton.version()}",\n"sources": "{sources()}"'
     TABLE.write_text(f'{{{head},\n"kernels": [\n{rows}\n]}}\n')

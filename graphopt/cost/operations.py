@@ -77,11 +77,14 @@ def work_of(node: fx.Node) -> Work:
     if packet in _READ_CHOSEN:
         counts[0] = min(counts[0], max([*counts[1:], *map(_elements, written)]))
     flops = contraction_flops(node)
+    dtypes = [tensor.dtype for tensor in (*read, *results)]
+    # A product is of its first operand's: others may be scales.
+    floating = next((dtype for dtype in dtypes if dtype.is_floating_point), dtypes[0]) if flops is None else dtypes[0]
     return Work(
         most if flops is None else flops,
         sum(count * tensor.element_size() for count, tensor in zip(counts, read, strict=True)),
         sum(_elements(tensor) * tensor.element_size() for tensor in written),
-        next((tensor.dtype for tensor in (*read, *results) if tensor.is_floating_point()), (*read, *results)[0].dtype),
+        floating,
     )
 
 
@@ -204,9 +207,12 @@ _FORMULAS: Mapping[str, Callable[..., int]] = {
     "aten::scaled_dot_product_attention": _attention,
     "graphopt::attend": _attend,
     "graphopt::attend_backward": _attend_backward,
+    "graphopt::dynamic_linear": _inner_product,
     "graphopt::grouped_mm": _grouped_multiplication,
     "graphopt::grouped_outer": _grouped_multiplication,
     "graphopt::linear_cross_entropy": _linear_cross_entropy,
+    "graphopt::quantized_linear": _inner_product,
+    "graphopt::scaled_mm": _inner_product,
     "transformers::grouped_mm_fallback": _grouped_multiplication,
     "transformers::grouped_mm_fallback_backward": _grouped_multiplication_backward,
 }

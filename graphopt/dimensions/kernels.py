@@ -1,9 +1,9 @@
 """Operators of kernels (`graphopt.triton_kernels`), known by name: that room is above this one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from graphopt.dimensions.notation import Call, Labels, Rule, same_size, spelled
-from graphopt.dimensions.signature import Signature
+from graphopt.dimensions.notation import Call, Labels, Rule, Shape, positions, same_size, spell, spelled
+from graphopt.dimensions.signature import Dimension, Dimensions, Signature
 
 
 def rotary(call: Call) -> Signature | None:
@@ -22,6 +22,56 @@ def rotary(call: Call) -> Signature | None:
     q, k = (b, query_heads, s, d), (b, keys, s, d)
     angles = [(labels.name("b", shape[0]), s, c) for shape in call.operands[2:]]
     return labels.signature([q, k, *angles], [q, k], linear=[frozenset({0, 1})])
+
+
+def quantize_weight(call: Call) -> Signature | None:
+    """``n (g r) -> n (g b), n g, n g``: a group of `r` inputs becomes `b` bytes."""
+    return _of_groups(call, call.results[1][1], ("weight",), ("values", "scales", "zeros"))
+
+
+def dequantize_weight(call: Call) -> Signature | None:
+    """``n (g b), n g, n g -> n (g r)``."""
+    return _of_groups(call, call.operands[1][1], call.names, ("weight",))
+
+
+def quantized_linear(call: Call) -> Signature | None:
+    """``... (g r), n (g b), n g, n g, n -> ... n``: groups may be apart, and their products added up."""
+    return _of_groups(call, call.operands[2][1], call.names, ("y",))
+
+
+def scaled_mm(call: Call) -> Signature | None:
+    """``... k, ..., n k, n, n -> ... n``, where all may have one scale."""
+    x_scales = "..." if call.shape("x_scales") else ""
+    weight_scales = "n" if call.shape("weight_scales") else ""
+    return spell(call, f"... k, {x_scales}, n k, {weight_scales}, n -> ... n", addend="bias")
+
+
+def _of_groups(call: Call, groups: int, operands: Sequence[str], results: Sequence[str]) -> Signature | None:
+    """The signature of a call with weights of so many groups, whose tensors are what their names say."""
+    labels = Labels()
+
+    def grouped(part: str, size: int) -> Dimension:
+        if isinstance(size, int) and isinstance(groups, int) and groups and size % groups == 0:
+            return (*labels.name("g", groups), *labels.name(part, size // groups, whole=True))
+        return labels.apart(size)
+
+    def last(what: str, size: int) -> Dimension:
+        if what in ("y", "bias"):
+            return labels.name("n", size)
+        if what in ("scales", "zeros"):
+            return labels.name("g", size)
+        return grouped("b" if what == "values" else "r", size)
+
+    def named(what: str, shape: Shape) -> Dimensions:
+        of_rows = positions(len(shape) - 1) if what in ("x", "y") else ["n"] * (len(shape) - 1)
+        return (*map(labels.name, of_rows, shape), last(what, shape[-1]))
+
+    return labels.signature(
+        list(map(named, operands, call.operands)),
+        list(map(named, results, call.results)),
+        addends=call.operand("bias"),
+        linear=[call.operand("x", "bias")] if "x" in operands else [],
+    )
 
 
 def together(call: Call) -> Signature | None:
@@ -43,4 +93,13 @@ BY_NAME: Mapping[str, Rule] = {
     "graphopt::rotary": rotary,
     "graphopt::cross_entropy": spelled("... c, ... -> ..., ...", whole="c"),
     "graphopt::linear_cross_entropy": together,
+    "graphopt::quantize_weight": quantize_weight,
+    "graphopt::dequantize_weight": dequantize_weight,
+    "graphopt::quantized_linear": quantized_linear,
+    "graphopt::quantize_rows": spelled("... n -> ... n, ...", whole="n"),
+    "graphopt::quantize_tensor": together,
+    "graphopt::scaled_mm": scaled_mm,
+    "graphopt::dynamic_linear": spelled("... k, n k, n, n -> ... n", whole="k", addend="bias"),
+    "graphopt::quantize_blocks": together,
+    "graphopt::dequantize_blocks": together,
 }

@@ -15,6 +15,8 @@ from graphopt.triton_kernels.norms.op import (
     RMS_NORM,
     RMS_NORM_BACKWARD,
 )
+from graphopt.triton_kernels.quantization.linear import quantize_linear
+from graphopt.triton_kernels.quantization.scaled.op import DYNAMIC_LINEAR, QUANTIZE_ROWS
 from tests.support.programs import lowered
 
 
@@ -43,6 +45,32 @@ class _Model(nn.Module):
         return CROSS_ENTROPY(self.head(x), targets, -100, 0.1, 1e-4)[0].mean()
 
 
+class _QuantizedLayer(nn.Module):
+    """Weights of four bits that are constants, an input that becomes int8, and a layer that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.trained = quantize_linear(nn.Linear(16, 32), bits=4, group=8), nn.Linear(8, 16)
+        weight, scales = QUANTIZE_ROWS(torch.randn(8, 32), torch.int8)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scales", scales)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = x + self.trained(DYNAMIC_LINEAR(self.up(x), self.weight, self.scales, None))
+        return y
+
+
+class _Quantized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.head = nn.ModuleList(_QuantizedLayer() for _ in range(2)), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return nn.functional.cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
+
+
 def _batch(rows: int) -> dict[str, torch.Tensor]:
     return {"x": torch.randn(rows, 6, 16), "targets": torch.randint(10, (rows, 6))}
 
@@ -57,9 +85,10 @@ def test_operators_are_one_node_a_layer_each_way() -> None:
     assert names.count(str(CROSS_ENTROPY)) == names.count(str(CROSS_ENTROPY_BACKWARD)) == 1
 
 
+@pytest.mark.parametrize("make", [_Model, _Quantized])
 @pytest.mark.parametrize("plan", ["zero=0", "dynamic=batch", "remat=full"])
-def test_a_compiled_model_computes_what_eager_does(plan) -> None:
-    model = _Model()
+def test_a_compiled_model_computes_what_eager_does(plan, make) -> None:
+    model = make()
     compiled = graphopt.compile(copy.deepcopy(model), plan)
     for rows in (2, 3):
         batch = _batch(rows)

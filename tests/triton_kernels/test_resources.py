@@ -9,11 +9,21 @@ from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.norms import kernel as norms
-from graphopt.triton_kernels.resources import LAUNCHES, REGISTERS, SHARED_MEMORY, TABLE, measured, sources
+from graphopt.triton_kernels.quantization.blocks import kernel as blocks
+from graphopt.triton_kernels.quantization.scaled import kernel as scaled
+from graphopt.triton_kernels.quantization.weights import kernel as weights
+from graphopt.triton_kernels.resources import REGISTERS, SHARED_MEMORY, TABLE, launches, measured, sources
 from graphopt.triton_kernels.rotary import kernel as rotary
 
 TOLD = json.loads(TABLE.read_text())
-SOME = ["norms, 128 bfloat16", "activations, silu", "rotary, interleaved", "cross_entropy, bfloat16"]
+SOME = [
+    "norms, 128 bfloat16",
+    "activations, silu",
+    "rotary, interleaved",
+    "cross_entropy, bfloat16",
+    "weights, 4 bits, 64 rows",
+    "scaled, int8, 64 rows",
+]
 
 _BYTES_AT_ONCE = 16
 
@@ -32,7 +42,7 @@ def _check_fits(kernel) -> None:
 def test_the_table_is_of_these_kernels_and_each_fits() -> None:
     assert TOLD["sources"] == sources(), "run python -m graphopt.triton_kernels.resources"
     assert {(row["launch"], row["capability"]) for row in TOLD["kernels"]} == {
-        (launch, capability) for launch in LAUNCHES for capability in SHARED_MEMORY
+        (launch, capability) for capability in SHARED_MEMORY for launch in launches(capability)
     }
     for row in TOLD["kernels"]:
         _check_fits(row)
@@ -53,8 +63,9 @@ def test_some_are_as_the_table_says(launch, capability) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("capability", SHARED_MEMORY)
-@pytest.mark.parametrize("launch", LAUNCHES)
+@pytest.mark.parametrize(
+    ("launch", "capability"), [(launch, each) for each in SHARED_MEMORY for launch in launches(each)]
+)
 def test_all_are_as_the_table_says(launch, capability) -> None:
     _check(launch, capability)
 
@@ -75,6 +86,7 @@ def test_sizes_of_one_compile_too() -> None:
     x, row, of_row = (torch.empty(shape, device="meta") for shape in ((1, 1), (1,), (1,)))
     q, angle = torch.empty(1, 1, 1, 2, device="meta"), torch.empty(1, 1, 1, device="meta")
     target = torch.empty(1, dtype=torch.int64, device="meta")
+    values = torch.empty(1, 1, dtype=torch.int8, device="meta")
     with _triton.compiling(90) as compiled:
         norms.add_rms_norm(x, x, row, 1e-6, 0.0, False)
         norms.layer_norm_backward(x, x, row, row, of_row, of_row, x)
@@ -83,4 +95,11 @@ def test_sizes_of_one_compile_too() -> None:
         rotary.rotary(q, q, angle, angle, True, False)
         cross_entropy.cross_entropy(x, target, 1, 1.0, 1.0)
         cross_entropy.cross_entropy_backward(x, of_row, target, of_row, 1, 1.0, 1.0)
-    assert len(compiled) == 7
+        weights.quantized_linear(x, values, x, x, row, 8)
+        weights.dequantize_weight(values.to(torch.uint8), x, None, 4, torch.float32)
+        scaled.quantize_rows(x, torch.int8)
+        scaled.quantize_tensor(x, torch.int8)
+        scaled.scaled_mm(values, of_row, values, row[0], row, torch.float32)
+        blocks.quantize_blocks(row, 4, 16, target[0])
+        blocks.dequantize_blocks(values.expand(1, 16), of_row, 8, 1, torch.float32)
+    assert len(compiled) == 15

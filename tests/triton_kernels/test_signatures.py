@@ -12,6 +12,9 @@ from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY, CROSS_ENTROPY_BACKWARD_
 from graphopt.triton_kernels.norms.op import ADD_LAYER_NORM, ADD_RMS_NORM, LAYER_NORM, RMS_NORM
+from graphopt.triton_kernels.quantization.blocks.op import DEQUANTIZE_BLOCKS, QUANTIZE_BLOCKS
+from graphopt.triton_kernels.quantization.scaled.op import DYNAMIC_LINEAR, QUANTIZE_ROWS, QUANTIZE_TENSOR, SCALED_MM
+from graphopt.triton_kernels.quantization.weights.op import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, QUANTIZED_LINEAR
 from graphopt.triton_kernels.rotary.op import ROTARY
 from tests.support.parts import check_linear, check_parts, node_of
 
@@ -24,6 +27,18 @@ def _real(*shape: int) -> torch.Tensor:
 
 def _targets(*shape: int) -> torch.Tensor:
     return torch.randint(0, C, shape)
+
+
+def _held(bits: int) -> tuple[torch.Tensor, ...]:
+    return QUANTIZE_WEIGHT(_real(C, 4 * S), bits, 4, True)  # type: ignore[no-any-return]
+
+
+def _scaled(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return QUANTIZE_ROWS(_real(*shape), torch.int8)  # type: ignore[no-any-return]
+
+
+def _one_scale(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return QUANTIZE_TENSOR(_real(*shape), torch.int8)  # type: ignore[no-any-return]
 
 
 CALLS = {
@@ -39,6 +54,24 @@ CALLS = {
     "rotary": lambda: (ROTARY, _real(B, H, S, 10), _real(B, G, S, 10), _real(1, S, 4), _real(1, S, 4), False, False),
     "rotary of a batch": lambda: (ROTARY, _real(B, H, S, C), _real(B, H, S, C), *_real(2, B, S, 4), True, False),
     "cross_entropy": lambda: (CROSS_ENTROPY, _real(B, S, C), _targets(B, S), -100, 0.1, 1e-3),
+    "quantize_weight": lambda: (QUANTIZE_WEIGHT, _real(C, 4 * S), 4, 4, True),
+    "dequantize_weight": lambda: (DEQUANTIZE_WEIGHT, *_held(4), 4, torch.float64),
+    "dequantize_weight without zeros": lambda: (DEQUANTIZE_WEIGHT, *_held(8)[:2], None, 8, torch.float64),
+    "quantized_linear": lambda: (QUANTIZED_LINEAR, _real(B, 3, 4 * S), *_held(4), _real(C), 4),
+    "quantized_linear of a row": lambda: (QUANTIZED_LINEAR, _real(4 * S), *_held(8)[:2], None, None, 8),
+    "quantize_rows": lambda: (QUANTIZE_ROWS, _real(B, S, C), torch.int8),
+    "quantize_tensor": lambda: (QUANTIZE_TENSOR, _real(B, C), torch.int8),
+    "scaled_mm": lambda: (SCALED_MM, *_scaled(B, 3, S), *_scaled(C, S), torch.randn(C), torch.float32),
+    "scaled_mm of tensors": lambda: (SCALED_MM, *_one_scale(B, S), *_one_scale(C, S), None, torch.float32),
+    "dynamic_linear": lambda: (DYNAMIC_LINEAR, _real(B, 3, S), *_scaled(C, S), _real(C)),
+    "quantize_blocks": lambda: (QUANTIZE_BLOCKS, _real(B, C), 4, 16, None),
+    "dequantize_blocks": lambda: (
+        DEQUANTIZE_BLOCKS,
+        *QUANTIZE_BLOCKS(_real(B, C), 8, 16, None),
+        8,
+        B * C,
+        torch.float32,
+    ),
 }
 SPLIT = {
     "rms_norm": [B, S],
@@ -47,6 +80,15 @@ SPLIT = {
     "rotary": [B, G, S],
     "rotary of a batch": [B, H, S],
     "cross_entropy": [B, S],
+    "quantize_weight": [C, S],
+    "dequantize_weight": [C, S],
+    "quantized_linear": [B, 3, S, C],
+    "quantized_linear of a row": [S, C],
+    "quantize_rows": [B, S],
+    "scaled_mm": [B, 3, S, C],
+    "scaled_mm of tensors": [B, S, C],
+    "dynamic_linear": [B, 3, C],
+    "quantize_blocks": [],
 }
 
 
@@ -79,6 +121,20 @@ def test_a_linear_layer_with_cross_entropy_does_its_products(asked) -> None:
     assert work_of(node).flops == 2 * S * 3 * C * (1 + sum(asked))
     signature = signature_of(node)
     assert signature is not None and not signature.labels
+
+
+@pytest.mark.parametrize(
+    ("call", "dtype"),
+    [("quantized_linear", torch.float64), ("scaled_mm", torch.int8), ("dynamic_linear", torch.float64)],
+)
+def test_products_of_few_bits_do_their_products(call, dtype) -> None:
+    """In the dtype of what is multiplied; weights are read as they are held."""
+    node = node_of(*CALLS[call]())
+    work = work_of(node)
+    result = node.meta["val"]
+    inputs = operands_of(node)[0].meta["val"].shape[-1]
+    assert (work.flops, work.dtype) == (2 * result.numel() * inputs, dtype)
+    assert work.read_bytes == sum(operand.meta["val"].nbytes for operand in operands_of(node))
 
 
 def test_what_writes_its_argument_says_so() -> None:

@@ -17,6 +17,18 @@ def _copy(X, Y, count, BLOCK: tl.constexpr):
     tl.store(Y + at, x.to(Y.dtype.element_ty), mask=at < count)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _cast(X, Y, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(Y + at, tl.load(X + at).to(Y.dtype.element_ty))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _multiply(X, Y, Z, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    tl.store(Z + at, tl.dot(tl.load(X + at), tl.load(Y + at)))
+
+
 def test_a_kernel_runs_on_the_cpu_inside_alone() -> None:
     x = torch.randn(10)
     y = torch.zeros(10)
@@ -45,6 +57,34 @@ def test_bfloat16_is_rounded_to_nearest_even() -> None:
     with _triton.interpreted():
         launch(_copy, 1, x, y, len(x), warps=1, BLOCK=512)
     torch.testing.assert_close(y, x.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_float8_is_rounded_to_nearest_even(dtype) -> None:
+    x = torch.cat([torch.randn(500), torch.tensor([448.0, 17.0, 19.0, 2.0**-10, 3 * 2.0**-10, -1e-9])])
+    y = torch.zeros(len(x), dtype=dtype)
+    with _triton.interpreted():
+        launch(_copy, 1, x, y, len(x), warps=1, BLOCK=512)
+    assert torch.equal(y.float(), x.to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str
+)
+def test_products_of_matrices_are_of_numbers(dtype) -> None:
+    """Rather than of the bits that the interpreter holds for some; these are exact in all formats."""
+    x, y = (torch.randint(-3, 4, (16, 16)).to(dtype) for _ in range(2))
+    z = torch.zeros(16, 16)
+    with _triton.interpreted():
+        launch(_multiply, 1, x, y, z, warps=1, SIZE=16)
+    assert torch.equal(z, x.float() @ y.float())
+
+
+def test_integers_become_bfloat16() -> None:
+    x, y = torch.arange(-128, 128), torch.zeros(256, dtype=torch.bfloat16)
+    with _triton.interpreted():
+        launch(_cast, 1, x, y, warps=1, BLOCK=256)
+    assert torch.equal(y, x.bfloat16())
 
 
 def test_no_program_is_no_launch() -> None:
