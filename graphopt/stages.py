@@ -23,7 +23,7 @@ from graphopt.lowering import capture_call, context_of, reported
 from graphopt.passes.base import Pass
 from graphopt.pipelined import CompiledStage
 from graphopt.plan import Plan
-from graphopt.planned import planned_pipeline
+from graphopt.planned import kernels_of, planned_pipeline
 from graphopt.runtime.messages import TensorSpec
 from graphopt.runtime.parameters import choose_layouts
 from graphopt.runtime.state import Runtime
@@ -84,7 +84,8 @@ def _compile_stage(
         raise PassError(f"the pipeline {str(pipeline)!r} lays parameters out otherwise than they lie already")
     parts = _parts(program, schedule)
     title = f"stage {stage} of {type(model).__name__} under {plan}"
-    emitted = emit_functions(parts, plan, captured.fake_mode, title=title, name=f"{type(model).__name__}_{stage}")
+    name = f"{type(model).__name__}_{stage}"
+    emitted = emit_functions(parts, plan, captured.fake_mode, title=title, name=name, kernels=kernels_of(plan))
     return CompiledStage(
         program=StageProgram(
             parts=parts,

@@ -184,6 +184,10 @@ def _linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, *others: A
     return int(2 * hidden.numel() * weight.shape[0] * (1 + of_hidden + of_weight))
 
 
+def _linear_cross_entropy_part(hidden: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any) -> int:
+    return 2 * hidden.numel() * weight.shape[0]
+
+
 _ATTENTION = (
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_scaled_dot_product_efficient_attention",
@@ -207,6 +211,8 @@ _FORMULAS: Mapping[str, Callable[..., int]] = {
     "graphopt::grouped_mm": _grouped_multiplication,
     "graphopt::grouped_outer": _grouped_multiplication,
     "graphopt::linear_cross_entropy": _linear_cross_entropy,
+    "graphopt::linear_cross_entropy_part": _linear_cross_entropy_part,
+    "graphopt::linear_cross_entropy_part_backward": _linear_cross_entropy,
     "transformers::grouped_mm_fallback": _grouped_multiplication,
     "transformers::grouped_mm_fallback_backward": _grouped_multiplication_backward,
 }

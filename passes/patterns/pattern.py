@@ -183,7 +183,7 @@ def reshaped(pattern: Pattern) -> Pattern:
         yield from pattern(value, found)
         source = reshape_source(uncast(value))
         if source is not None:
-            yield from pattern(source, found.through(*_casts(value), uncast(value)))
+            yield from pattern(source, found.through(*casts(value), uncast(value)))
 
     return match
 
@@ -198,7 +198,7 @@ def call(target: Any, *operands: Pattern, **options: Pattern) -> Pattern:
         node = uncast(value)
         if packet_of(node) is not target or len(node.args) != len(operands) or node.kwargs.keys() != options.keys():
             return
-        inside = found.through(*_casts(value), node)
+        inside = found.through(*casts(value), node)
         orders = itertools.permutations(node.args) if target in _COMMUTATIVE else [node.args]
         for order in orders:
             arguments = [*order, *(node.kwargs[name] for name in options)]
@@ -261,7 +261,8 @@ def _through(node: fx.Node, factorings: Iterator[_Factoring]) -> Iterator[_Facto
     return ((scale, nodes, (*inner, node)) for scale, nodes, inner in factorings)
 
 
-def _casts(value: Any) -> Iterator[fx.Node]:
+def casts(value: Any) -> Iterator[fx.Node]:
+    """The casts that a value goes through last."""
     while (source := cast_source(value)) is not None:
         yield value
         value = source

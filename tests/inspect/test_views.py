@@ -48,6 +48,7 @@ VIEWS: dict[str, Callable[[Inspection, Inspection], View]] = {
     "summary": lambda found, _: summary.summary(found),
     "passes": lambda found, _: summary.passes(found),
     "communication": lambda found, _: summary.communication(found),
+    "kernels": lambda found, _: summary.kernels(found),
     "parameters": lambda found, _: parameters.parameters(found),
     "memory": lambda found, _: memory.memory(found),
     "schedule": lambda found, _: schedule.schedule(found),

@@ -50,4 +50,5 @@ ROTARY = define(
     lambda q, k, cos, sin, interleaved, inverse: (torch.empty_like(q), torch.empty_like(k)),
     save=_save,
     backward=_backward,
+    family=FAMILY,
 )
