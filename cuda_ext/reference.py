@@ -255,7 +255,7 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _over_rows(wide: torch.Tensor) -> torch.Tensor:
-    return wide.reshape(-1, wide.shape[-1]).sum(0)
+    return wide.reshape(wide.shape[:-1].numel(), wide.shape[-1]).sum(0)
 
 
 def _weights(weight: torch.Tensor | None, like: torch.Tensor, offset: float = 0.0) -> torch.Tensor:

@@ -61,7 +61,7 @@ def _linear_backward(
     of_hidden: bool,
     of_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of hidden and weight, each empty that is not asked for; the latter is summed in float32 at least."""
+    """The gradients of hidden and weight, each empty that is not asked for; the latter summed in float32 at least."""
     operator = "linear_cross_entropy_part_backward"
     _check(operator, hidden, weight, targets)
     of_tokens = {"largest": largest, "of_powers": of_powers, "of_chosen": of_chosen, "of_totals": of_totals}
