@@ -98,7 +98,7 @@ def test_logits_that_are_not_finite_are_as_in_torch(way) -> None:
     targets = torch.tensor([1, 2, 3, 4, IGNORED])
     with computed_by(way):
         loss, lse = CROSS_ENTROPY(logits, targets, IGNORED, 0.0, 0.0)
-        of_logits = CROSS_ENTROPY_BACKWARD(logits, torch.ones(5), targets, lse, IGNORED, 0.0, 0.0)
+        of_logits = CROSS_ENTROPY_BACKWARD(logits, torch.ones(5), targets, lse, Options(IGNORED, 0.0, 0.0))
     assert_near([loss], [_torch(logits.double(), targets)])
     (wanted,) = gradients(lambda x: _torch(x, targets), [logits], [torch.ones(5)])
     assert_near([of_logits[[0, 4]]], [wanted[[0, 4]]])
@@ -112,7 +112,7 @@ def test_a_target_that_is_no_class_is_an_error_or_no_number() -> None:
         CROSS_ENTROPY(logits, targets, IGNORED, 0.0, 0.0)
     with in_interpreter():
         loss, lse = kernel.cross_entropy(logits, targets, Options(IGNORED, 0.0, 0.0))
-        of_logits = kernel.cross_entropy_backward(logits, torch.ones(2), targets, lse, IGNORED, 0.0, 0.0)
+        of_logits = kernel.cross_entropy_backward(logits, torch.ones(2), targets, lse, Options(IGNORED, 0.0, 0.0))
     assert loss.isnan().tolist() == [False, True]
     assert of_logits.isnan().all(1).tolist() == [False, True]
 
