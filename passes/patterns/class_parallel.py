@@ -22,6 +22,7 @@ from graphopt.passes.patterns.pattern import (
     exactly,
     packet_of,
     reshape_source,
+    widened_source,
 )
 from graphopt.triton_kernels.cross_entropy.op import FAMILY
 from graphopt.triton_kernels.cross_entropy.part import CROSS_ENTROPY_PART, ELSEWHERE, LINEAR_CROSS_ENTROPY_PART
@@ -60,7 +61,7 @@ def _product(site: Site) -> fx.Node | None:
     while node is not None and _feeds_only(node, site):
         if packet_of(node) is aten.linear:
             return node if len(node.args) == 2 and not node.kwargs else None
-        node = reshape_source(node) or cast_source(node)
+        node = reshape_source(node) or widened_source(node)
     return None
 
 

@@ -66,6 +66,12 @@ def cast_source(value: Any) -> fx.Node | None:
     return source if is_floating and is_alone and given.device == made.device else None
 
 
+def widened_source(value: Any) -> fx.Node | None:
+    """What a call casts to a dtype in which all its numbers are exact; None if it is no such call."""
+    source = cast_source(value)
+    return source if source is not None and _is_wider(value, source) else None
+
+
 def uncast(value: Any) -> Any:
     """A value before all casts."""
     while (source := cast_source(value)) is not None:
@@ -116,7 +122,7 @@ def bind(name: str) -> Pattern:
         if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), torch.Tensor):
             return
         before = [value]
-        while (source := cast_source(before[-1])) is not None and _is_wider(before[-1], source):
+        while (source := widened_source(before[-1])) is not None:
             before.append(source)
         if name not in found.bound:
             yield from (found.binding(name, each) for each in reversed(before))
