@@ -98,12 +98,12 @@ def dropout_norm_backward(
     offset: float = 0.0,
     has_bias: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    dx, *columns = (
-        (*rms_norm_backward(dy, x, weight, inverse, dsum, offset), None)
-        if mean is None
-        else layer_norm_backward(dy, x, weight, mean, inverse, dsum, has_bias)
-    )
-    return (_wide(dx) * mask * scale).to(x.dtype), dx, *columns
+    dbias = None
+    if mean is None:
+        dx, dweight = rms_norm_backward(dy, x, weight, inverse, dsum, offset)
+    else:
+        dx, dweight, dbias = layer_norm_backward(dy, x, weight, mean, inverse, dsum, has_bias)
+    return (_wide(dx) * mask * scale).to(x.dtype), dx, dweight, dbias
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:

@@ -117,5 +117,5 @@ def kernels_table(found: list[Use]) -> Table:
     """One row an operator and variant: how many calls, and why so."""
     table = Table("operator", "calls", "variant", "why", title="kernels", title_justify="left")
     for use in found:
-        table.add_row(use.operator, str(use.count), use.variant, use.why)
+        table.add_row(use.operator, str(use.calls), use.variant, use.why)
     return table

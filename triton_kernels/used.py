@@ -9,10 +9,10 @@ from graphopt.triton_kernels.registration import family_of
 
 
 class Use(NamedTuple):
-    """count: of the calls of an operator that a variant computes. why: for people."""
+    """calls: of an operator, which a variant computes. why: for people."""
 
     operator: str
-    count: int
+    calls: int
     variant: str
     why: str
 

@@ -9,7 +9,7 @@ and that would be two tensors where it is one.
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -114,14 +114,15 @@ def _sums(site: Site) -> bool:
 
 def _dropped(total: fx.Node) -> fx.Node | None:
     """A dropout of which the sum alone reads the result, and nothing the mask; None if no summand is one."""
-    for item in total.args:
-        if not isinstance(item, fx.Node) or item.target is not operator.getitem or item.args[1] != 0:
+    place = facts_of(total)
+    for item in total.all_input_nodes if len(total.all_input_nodes) == 2 else ():
+        if item.target is not operator.getitem or item.args[1] != 0:
             continue
-        dropout = item.args[0]
+        (dropout,) = item.all_input_nodes
         if packet_of(dropout) is not aten.native_dropout or len(item.users) != 1 or len(dropout.users) != 1:
             continue
-        one, other = facts_of(dropout), facts_of(total)
-        if dropout.args[2] and (one.layer, one.checkpoint) == (other.layer, other.checkpoint):
+        facts = facts_of(dropout)
+        if dropout.args[2] and (facts.layer, facts.checkpoint) == (place.layer, place.checkpoint):
             return dropout
     return None
 
@@ -147,10 +148,11 @@ def _write_sum(writer: Writer, norm: Any, options: tuple[Any, ...]) -> Replaceme
     site = writer.site
     total = _total(site)
     assert total is not None
-    summands, extra = list(total.args), _cast(site)
+    summands: list[Any] = list(total.args)
+    extra: dict[str, Any] = dict(_cast(site))
     if (dropout := _dropped(total)) is not None:
         (item,) = dropout.users
-        x, p, _ = dropout.args
+        x, p, _ = cast(tuple[fx.Node, float, bool], dropout.args)
         with writer.before(dropout):
             mask = writer.call(DROPOUT_MASK, x, p)
         summands = [x, next(each for each in summands if each is not item)]

@@ -206,8 +206,8 @@ def test_what_is_streamed_may_be_dropped_out() -> None:
 @pytest.mark.parametrize(("given", "wanted"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
 def test_the_result_may_be_of_another_dtype(given, wanted, way) -> None:
     """Rounded once, from float32; gradients of x are of the dtype of x."""
-    x, residual, weight, bias = _drawn((6, 40), given)
-    weight, bias = weight.float(), bias.float()
+    x, residual = torch.randn(2, 6, 40).to(given)
+    weight, bias = torch.randn(2, 40)
 
     def ours(x, residual):
         return (
@@ -233,8 +233,8 @@ def test_the_result_may_be_of_another_dtype(given, wanted, way) -> None:
         seeds = [torch.randn_like(y) for y in found]
         of_ours = gradients(ours, [x, residual], seeds)
     assert all(y.dtype == wanted for y in found)
-    assert_near(found, theirs(*_double([x, residual])), 2)
-    of_theirs = gradients(theirs, _double([x, residual]), _double(seeds))
+    assert_near(found, theirs(x.double(), residual.double()), 2)
+    of_theirs = gradients(theirs, [x.double(), residual.double()], _double(seeds))
     assert [each.dtype for each in of_ours] == [given, given]
     assert_near(of_ours, of_theirs, 4)
 

@@ -233,12 +233,12 @@ def _of_rms(ctx: Any, gradient: Tensor | None, of_sum: Tensor | None = None) -> 
     return of_x, of_x if mask is None else dropped, None if weight is None else of_weight
 
 
-def _rms_alone(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    of_x, _, of_weight = _of_rms(ctx, gradient)
+def _rms_alone(ctx: Any, gradient: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    of_x, _dropped, of_weight = _of_rms(ctx, gradient)
     return of_x, of_weight, None, None, None, None
 
 
-def _rms_of_sum(ctx: Any, gradient: Tensor | None, of_sum: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _rms_of_sum(ctx: Any, gradient: Tensor | None, of_sum: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     of_residual, of_x, of_weight = _of_rms(ctx, gradient, of_sum)
     return of_x, of_residual, of_weight, *[None] * 6
 
@@ -254,12 +254,12 @@ def _of_layer(ctx: Any, gradient: Tensor | None, of_sum: Tensor | None = None) -
     return of_x, of_x if mask is None else dropped, *rows
 
 
-def _layer_alone(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    of_x, _, *rows = _of_layer(ctx, gradient)
+def _layer_alone(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    of_x, _dropped, *rows = _of_layer(ctx, gradient)
     return of_x, *rows, None, None
 
 
-def _layer_of_sum(ctx: Any, gradient: Tensor | None, of_sum: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _layer_of_sum(ctx: Any, gradient: Tensor | None, of_sum: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     of_residual, of_x, *rows = _of_layer(ctx, gradient, of_sum)
     return of_x, of_residual, *rows, *[None] * 4
 

@@ -42,22 +42,22 @@ def forward(
     """y, the sum, mean and inverse. functions: those of rows that compute it."""
     dtype = norm.dtype or x.dtype
     wide = torch.promote_types(x.dtype, dtype)
-    rows, others, kept = (None if each is None else _rows(each) for each in (x, residual, mask))
+    rows = _rows(x)
+    others, kept = (None if each is None else _rows(each) for each in (residual, mask))
     total = None
     if wide != x.dtype:  # functions of rows give y in the dtype of x
-        if others is not None:
-            total = rows = reference.summed(rows, others, kept, norm.scale)
-        rows, others, kept = rows.to(wide), None, None
+        total = reference.summed(rows, others, kept, norm.scale)
+        rows, others, kept = (rows if total is None else total).to(wide), None, None
     weight, bias = (_at_least(parameter, wide) for parameter in (weight, bias))
-    rounds = norm.round_first and weight is not None and x.dtype.itemsize < 4
+    rounded = weight if norm.round_first and x.dtype.itemsize < 4 else None
     mean = torch.empty(0)
     if norm.is_centered:
         y, added, mean, inverse = functions.layer_norm(rows, weight, bias, norm.epsilon, others, kept, norm.scale)
     else:
-        unrounded = None if rounds else weight
-        y, added, inverse = functions.rms_norm(rows, unrounded, norm.epsilon, others, norm.offset, kept, norm.scale)
-    if rounds:
-        y = y.to(x.dtype) * (norm.offset + weight.float())
+        first = weight if rounded is None else None
+        y, added, inverse = functions.rms_norm(rows, first, norm.epsilon, others, norm.offset, kept, norm.scale)
+    if rounded is not None:
+        y = y.to(x.dtype) * (norm.offset + rounded.float())
     total = added if total is None else total
     shape = x.shape[:-1]
     return (

@@ -64,7 +64,7 @@ def kernels(inspection: Inspection) -> View:
     found = inspection.report.kernels
 
     def drawing() -> Drawing:
-        labels = (f"{use.operator}\n{use.count} calls by {use.variant}" for use in found)
+        labels = (f"{use.operator}\n{use.calls} calls by {use.variant}" for use in found)
         boxes = [Box(index, label, use.variant) for index, (label, use) in enumerate(zip(labels, found, strict=True))]
         return chain(f"kernels of a step of {inspection.title}", boxes)
 
