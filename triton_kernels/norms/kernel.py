@@ -15,8 +15,8 @@ from graphopt.triton_kernels.launch import Tile, launch, multiprocessors, power_
 from graphopt.triton_kernels.norms.reference import Norm
 
 # Forward, a thread has 16 elements of each tensor (32 of the widest). Backward, of up to six tensors, it has 16 bytes
-# (32 of the widest), where widths are of two bytes an element: with more, some variants spill (resources.json), as they
-# would with a mask beside.
+# (32 of the widest), where widths are of two bytes an element: with more, some variants spill (resources.json), and of
+# the widest those with a mask.
 _FORWARD = (
     Tile(32, 64, 4), Tile(64, 32, 4), Tile(128, 16, 4), Tile(256, 8, 4), Tile(512, 4, 4), Tile(1024, 2, 4),
     Tile(2048, 1, 4), Tile(4096, 1, 8), Tile(8192, 1, 16), Tile(16384, 1, 16),
@@ -273,8 +273,8 @@ def backward(
     dropped = torch.empty(x.shape if mask is not None else 0, dtype=x.dtype, device=x.device)
     pointers = (gradients, rows, _bytes(mask), weight, mean, inverse, others, of_x, dropped)
     numbers = (norm.offset, norm.scale)
-    size = max(x.element_size(), gradient.element_size()) // 2
-    tile = tile_for(_BACKWARD, width * size * (1 if mask is None else 2))
+    tiles = _BACKWARD if mask is None else _BACKWARD[:-1]
+    tile = tile_for(tiles, width * max(x.element_size(), gradient.element_size()) // 2)
     blocks = triton.cdiv(width, _STREAMED.width)
     if tile is None:
         parts = triton.cdiv(count, max(_ROWS_OF_PARTIAL, triton.cdiv(count * blocks, 8 * multiprocessors(x.device))))
