@@ -98,7 +98,7 @@ def test_logits_that_are_not_finite_are_as_in_torch(way) -> None:
     targets = torch.tensor([1, 2, 3, 4, IGNORED])
     with computed_by(way):
         loss, lse = CROSS_ENTROPY(logits, targets, IGNORED, 0.0, 0.0)
-        of_logits = CROSS_ENTROPY_BACKWARD(logits, torch.ones(5), targets, lse, Options(IGNORED, 0.0, 0.0))
+        of_logits = CROSS_ENTROPY_BACKWARD(logits, torch.ones(5), targets, lse, IGNORED, 0.0, 0.0)
     assert_near([loss], [_torch(logits.double(), targets)])
     (wanted,) = gradients(lambda x: _torch(x, targets), [logits], [torch.ones(5)])
     assert_near([of_logits[[0, 4]]], [wanted[[0, 4]]])
