@@ -100,7 +100,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_in_every_form(target: str, view: str, tmp_path: Path) -> None:
-    arguments = [view, f"{target}:model", *VIEWS[view], "--plan", "dp=1024,zero=3,kernels=auto"]
+    arguments = [view, f"{target}:model", *VIEWS[view], "--plan", "dp=1024,zero=3"]
     arguments = ["mm" if argument == "output_node_name" else argument for argument in arguments]
     text = _run(*arguments)
     assert text.returncode == 0 and text.stdout.strip(), text.stderr

@@ -48,7 +48,6 @@ VIEWS: dict[str, Callable[[Inspection, Inspection], View]] = {
     "summary": lambda found, _: summary.summary(found),
     "passes": lambda found, _: summary.passes(found),
     "communication": lambda found, _: summary.communication(found),
-    "kernels": lambda found, _: summary.kernels(found),
     "parameters": lambda found, _: parameters.parameters(found),
     "memory": lambda found, _: memory.memory(found),
     "schedule": lambda found, _: schedule.schedule(found),
@@ -78,6 +77,13 @@ def test_text_values_and_drawing(name: str, inspection: Inspection, other: Inspe
     frames = [parsed, *parsed.get_subgraphs()]
     assert sum(len(frame.get_nodes()) for frame in frames) > 1
     assert len(parsed.get_edges()) == len(view.drawing().arrows)
+
+
+def test_kernels_are_told_with_the_reason_of_each_choice() -> None:
+    view = summary.kernels(inspected(plan="kernels=auto"))
+    first, *others = view.values()["kernels"]
+    assert first["why"].startswith("torch.float32 on cpu, rows of ") and first["variant"] == "cuda" and others
+    assert first["operator"] in _text(view) and len(view.drawing().boxes) == 1 + len(others)
 
 
 def test_folds_hold_every_node_once(inspection: Inspection) -> None:

@@ -68,7 +68,7 @@ def kernels(inspection: Inspection) -> View:
         boxes = [Box(index, label, use.variant) for index, (label, use) in enumerate(zip(labels, found, strict=True))]
         return chain(f"kernels of a step of {inspection.title}", boxes)
 
-    return View(lambda: kernels_table(found), lambda: [use._asdict() for use in found], drawing, "summary")
+    return View(lambda: kernels_table(found), lambda: {"kernels": [use._asdict() for use in found]}, drawing, "summary")
 
 
 def _pipeline(inspection: Inspection) -> Drawing:
