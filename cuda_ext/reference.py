@@ -134,9 +134,11 @@ def rotary(
     sin: torch.Tensor,
     interleaved: bool = False,
     inverse: bool = False,
+    apart: bool = False,
 ) -> Pair:
     c, s = _wide(cos)[:, None], _wide(sin)[:, None] * (-1 if inverse else 1)
-    return _turned(q, c, s, interleaved), _turned(k, c, s, interleaved)
+    layouts = interleaved and not (apart and inverse), interleaved and (inverse or not apart)
+    return _turned(q, c, s, *layouts), _turned(k, c, s, *layouts)
 
 
 def cross_entropy(
@@ -287,10 +289,12 @@ def _slope(x: torch.Tensor, activation: str) -> torch.Tensor:
     return share * (1 + x * (1 - share) * (x.square() * (3 * cubic) + 1) * root)
 
 
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+def _turned(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, from_interleaved: bool, to_interleaved: bool
+) -> torch.Tensor:
     pairs = cos.shape[-1]
     turning, rest = _wide(x[..., : 2 * pairs]), x[..., 2 * pairs :]
-    a, b = turning.unflatten(-1, (pairs, 2)).unbind(-1) if interleaved else turning.chunk(2, dim=-1)
+    a, b = turning.unflatten(-1, (pairs, 2)).unbind(-1) if from_interleaved else turning.chunk(2, dim=-1)
     halves = a * cos - b * sin, b * cos + a * sin
-    turned = torch.stack(halves, -1).flatten(-2) if interleaved else torch.cat(halves, -1)
+    turned = torch.stack(halves, -1).flatten(-2) if to_interleaved else torch.cat(halves, -1)
     return torch.empty_like(x).copy_(torch.cat([turned.to(x.dtype), rest], -1))

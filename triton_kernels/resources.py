@@ -55,9 +55,9 @@ def _activations(activation: str, dtype: torch.dtype) -> None:
     activations.bias_activation_backward(x, x, bias, activation)
 
 
-def _rotary(interleaved: bool) -> None:
+def _rotary(interleaved: bool, apart: bool = False) -> None:
     q, k, angle = _on_meta(1, 32, _TOKENS, 128), _on_meta(1, 8, _TOKENS, 128), _on_meta(1, _TOKENS, 64)
-    rotary.rotary(q, k, angle, angle, interleaved, False)
+    rotary.rotary(q, k, angle, angle, interleaved, False, apart)
 
 
 def _cross_entropy(dtype: torch.dtype) -> None:
@@ -82,6 +82,7 @@ LAUNCHES: Mapping[str, Callable[[], None]] = {
     },
     "rotary, halves": partial(_rotary, False),
     "rotary, interleaved": partial(_rotary, True),
+    "rotary, interleaved then apart": partial(_rotary, True, True),
     "cross_entropy, bfloat16": partial(_cross_entropy, torch.bfloat16),
     "cross_entropy, float32": partial(_cross_entropy, torch.float32),
 }
