@@ -26,7 +26,8 @@ from bench import gpu_optimizers
 from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY
-from graphopt.triton_kernels.norms.op import ADD_RMS_NORM, LAYER_NORM, RMS_NORM
+from graphopt.triton_kernels.cross_entropy.part import CROSS_ENTROPY_PART
+from graphopt.triton_kernels.norms.op import ADD_LAYER_NORM, ADD_RMS_NORM, LAYER_NORM, RMS_NORM
 from graphopt.triton_kernels.quantization.blocks import reference as blocks
 from graphopt.triton_kernels.quantization.blocks.op import DEQUANTIZE_BLOCKS, QUANTIZE_BLOCKS
 from graphopt.triton_kernels.quantization.scaled import reference as scaled
@@ -106,6 +107,17 @@ def cases(at: Sizes, dtype: torch.dtype, device: str) -> list[Case]:
         cos, sin = (each.unsqueeze(1) for each in whole)
         return tuple(each * cos + half_turned(each) * sin for each in (q, k))
 
+    mask = real(at.tokens, at.width) < 1
+
+    def drop_add_norm(x: Tensor, r: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        total = x * mask * 1.25 + r
+        return F.layer_norm(total, (at.width,), w, b, _EPSILON), total
+
+    def of_part(x: Tensor) -> tuple[Tensor, ...]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        above = wide - wide.detach().amax(-1, keepdim=True)
+        return above.exp().sum(-1), wide.gather(-1, targets[:, None])[:, 0]
+
     liger = _liger()
     return [
         Case(
@@ -130,6 +142,13 @@ def cases(at: Sizes, dtype: torch.dtype, device: str) -> list[Case]:
             (x, weight, bias),
             (2 * row, 3 * row),
             liger and (lambda x, w, b: liger.liger_layer_norm(x, w, b, _EPSILON)),
+        ),
+        Case(
+            "LayerNorm of a sum with dropout",
+            lambda x, r, w, b: ADD_LAYER_NORM(x, r, w, b, _EPSILON, mask, 1.25)[:2],
+            drop_add_norm,
+            (x, real(at.tokens, at.width), weight, bias),
+            (4 * row + mask.numel(), 5 * row + mask.numel()),
         ),
         Case(
             "SwiGLU",
@@ -169,6 +188,13 @@ def cases(at: Sizes, dtype: torch.dtype, device: str) -> list[Case]:
             (logits,),
             (of_logits, 2 * of_logits),
             liger and (lambda x: liger.liger_cross_entropy(x.clone(), targets)),  # it writes over what it is given
+        ),
+        Case(
+            "cross-entropy of a part",
+            lambda x: CROSS_ENTROPY_PART(x, targets, False)[1:3],
+            of_part,
+            (logits,),
+            (of_logits, 2 * of_logits),
         ),
         Case(
             "linear cross-entropy",

@@ -106,6 +106,58 @@ def cross_entropy_with_gradient(
     return losses, log_normalizers, gradient
 
 
+def cross_entropy_part(
+    logits: torch.Tensor, targets: torch.Tensor, has_totals: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Of a part of the columns, for each token (largest, powers, chosen, totals or None), float32 [tokens].
+
+    The largest logit m, the sum of e^(x - m), the logit of the target, and the sum of all. targets: counted from the
+    first column of the part; -1 for one that is not in it, of which the logit is 0.
+    """
+    _check(logits, targets, -1)
+    native = library(_SOURCE)
+    if native is None:
+        return reference.cross_entropy_part(logits, targets, has_totals)
+    largest = logits.new_empty(logits.shape[0], dtype=torch.float32)
+    powers, chosen, totals = torch.empty_like(largest), torch.empty_like(largest), None
+    if has_totals:
+        totals = torch.empty_like(largest)
+    tensors = (logits, targets, largest, powers, chosen, totals)
+    native.call("cross_entropy_part", *tensors, *logits.shape, logits.dtype == torch.bfloat16)
+    return largest, powers, chosen, totals
+
+
+def cross_entropy_part_backward(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    largest: torch.Tensor,
+    of_powers: torch.Tensor,
+    of_chosen: torch.Tensor,
+    of_totals: torch.Tensor | None,
+    *,
+    in_place: bool = False,
+) -> torch.Tensor:
+    """The gradient of logits, in their dtype, from those of what `cross_entropy_part` gives, float32 [tokens].
+
+    in_place: it is written over the logits, and these are returned.
+    """
+    _check(logits, targets, -1)
+    for name, tensor in (("largest", largest), ("of_powers", of_powers), ("of_chosen", of_chosen)):
+        check(name, tensor, logits.shape[:1], FLOAT32)
+    if of_totals is not None:
+        check("of_totals", of_totals, logits.shape[:1], FLOAT32)
+    native = library(_SOURCE)
+    if native is None:
+        found = reference.cross_entropy_part_backward(logits, targets, largest, of_powers, of_chosen, of_totals)
+        return logits.copy_(found) if in_place else found
+    gradient = logits if in_place else torch.empty_like(logits)
+    tensors = (logits, targets, largest, of_powers, of_chosen, of_totals, gradient)
+    native.call("cross_entropy_part_backward", *tensors, *logits.shape, logits.dtype == torch.bfloat16)
+    if in_place:
+        torch.autograd.graph.increment_version(logits)  # autograd cannot see this change
+    return gradient
+
+
 def _call(
     native: Library,
     tensors: tuple[torch.Tensor | None, ...],

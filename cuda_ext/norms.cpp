@@ -13,6 +13,8 @@ template <typename Element>
 struct Forward {
     const Element* x;
     const Element* residual;  // may be null
+    const std::uint8_t* mask;  // of x, 0 or 1, where there is a residual; may be null
+    float scale;               // of what the mask leaves
     const float* weight;
     const float* bias;
     Element* y;
@@ -33,11 +35,18 @@ struct Forward {
         if (residual) {
             const Element* other = residual + row * width;
             Element* to = summed + row * width;
-            first = sum(width, [=](int64_t i) {
-                const Element rounded = narrowed<Element>(widened(from[i]) + widened(other[i]));
+            const auto put = [=](int64_t i, float x) {
+                const Element rounded = narrowed<Element>(x + widened(other[i]));
                 to[i] = rounded;
                 return is_centered ? widened(rounded) : widened(rounded) * widened(rounded);
-            });
+            };
+            if (mask) {
+                const std::uint8_t* kept = mask + row * width;
+                const float factor = scale;
+                first = sum(width, [=](int64_t i) { return put(i, widened(from[i]) * (kept[i] * factor)); });
+            } else {
+                first = sum(width, [=](int64_t i) { return put(i, widened(from[i])); });
+            }
             from = to;
         } else {
             first = sum(width, [=](int64_t i) {
@@ -84,7 +93,10 @@ struct Backward {
     const float* weight;
     const float* mean;  // null for RMSNorm
     const float* inverse;
+    const std::uint8_t* mask;  // null, or the gradient of what was dropped is written too
+    float scale;
     Element* dx;
+    Element* ddropped;
     int64_t width;
 
     void rows(int64_t begin, int64_t end, float* dweight, float* dbias) const {
@@ -128,6 +140,13 @@ struct Backward {
 #pragma omp simd
             for (int64_t i = 0; i < size; ++i) to[i] = narrowed<Element>(gradient(i));
         }
+        if (mask) {
+            const std::uint8_t* kept = mask + row * width;
+            Element* dropped = ddropped + row * width;
+            const float rate = scale;
+#pragma omp simd
+            for (int64_t i = 0; i < size; ++i) dropped[i] = narrowed<Element>(widened(to[i]) * (kept[i] * rate));
+        }
     }
 };
 
@@ -136,25 +155,25 @@ struct Backward {
 extern "C" {
 
 void norm(
-    const void* x, const void* residual, const void* weight, const void* bias, void* y, void* summed, float* mean,
-    float* inverse, int64_t rows, int64_t width, float epsilon, float offset, int64_t is_bf16, int64_t weight_is_bf16,
-    int64_t bias_is_bf16, int64_t threads) {
+    const void* x, const void* residual, const std::uint8_t* mask, const void* weight, const void* bias, void* y,
+    void* summed, float* mean, float* inverse, int64_t rows, int64_t width, float epsilon, float offset, float scale,
+    int64_t is_bf16, int64_t weight_is_bf16, int64_t bias_is_bf16, int64_t threads) {
     const Floats weights(weight, weight_is_bf16, width, 1, offset);
     const Floats biases(bias, bias_is_bf16, width, 0);
     with_element(is_bf16, [&](auto element) {
         using Element = decltype(element);
         const Forward<Element> forward{
-            static_cast<const Element*>(x), static_cast<const Element*>(residual), weights.data(), biases.data(),
-            static_cast<Element*>(y), static_cast<Element*>(summed), mean, inverse, width, epsilon};
+            static_cast<const Element*>(x), static_cast<const Element*>(residual), mask, scale, weights.data(),
+            biases.data(), static_cast<Element*>(y), static_cast<Element*>(summed), mean, inverse, width, epsilon};
         share(rows, width, threads, [&](int64_t, int64_t begin, int64_t end) { forward.rows(begin, end); });
     });
 }
 
 // dweight, dbias: of the type of weights; null where they are not wanted.
 void norm_backward(
-    const void* dy, const void* x, const void* dsum, const void* weight, const float* mean, const float* inverse,
-    void* dx, void* dweight, void* dbias, int64_t rows, int64_t width, float offset, int64_t is_bf16,
-    int64_t weight_is_bf16, int64_t threads) {
+    const void* dy, const void* x, const void* dsum, const std::uint8_t* mask, const void* weight, const float* mean,
+    const float* inverse, void* dx, void* ddropped, void* dweight, void* dbias, int64_t rows, int64_t width,
+    float offset, float scale, int64_t is_bf16, int64_t weight_is_bf16, int64_t threads) {
     const Floats weights(weight, weight_is_bf16, width, 1, offset);
     const bool has_columns = dweight || dbias;  // without rows, mean is null for LayerNorm too
     ColumnSums of_weight(has_columns, width, threads), of_bias(has_columns && (mean || dbias), width, threads);
@@ -162,7 +181,8 @@ void norm_backward(
         using Element = decltype(element);
         const Backward<Element> backward{
             static_cast<const Element*>(dy), static_cast<const Element*>(x), static_cast<const Element*>(dsum),
-            weights.data(), mean, inverse, static_cast<Element*>(dx), width};
+            weights.data(), mean, inverse, mask, scale, static_cast<Element*>(dx), static_cast<Element*>(ddropped),
+            width};
         share(rows, width, threads, [&](int64_t part, int64_t begin, int64_t end) {
             backward.rows(begin, end, of_weight.of(part), of_bias.of(part));
         });

@@ -1,6 +1,7 @@
-"""What the kernels for the CPU compute, in torch's operators: they are tested against this, and it stands in for them.
+"""What kernels compute, in torch's operators: they are tested against this, and it stands in for them.
 
-Arithmetic is float64 where a tensor is, else float32; results are rounded once, to the dtype that kernels return.
+Rows are all but the last dimension. Arithmetic is float64 where a tensor is, else float32; results are rounded once, to
+the dtype that kernels return, and contiguous.
 """
 
 import math
@@ -11,17 +12,29 @@ from torch.nn import functional
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+def summed(
+    x: torch.Tensor, residual: torch.Tensor | None, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor | None:
+    """What a norm is of, where a residual is added; with a mask, to what dropout leaves."""
+    if residual is None:
+        return None
+    kept = x if mask is None else _wide(x) * mask * scale
+    return (kept.contiguous() + residual).to(x.dtype)
+
+
 def rms_norm(
     x: torch.Tensor,
     weight: torch.Tensor | None,
     epsilon: float,
     residual: torch.Tensor | None = None,
     offset: float = 0.0,
+    mask: torch.Tensor | None = None,
+    scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    summed = None if residual is None else x + residual
-    s = _wide(x if summed is None else summed)
+    total = summed(x, residual, mask, scale)
+    s = _wide(x if total is None else total)
     inverse = (s.square().mean(-1) + epsilon).rsqrt()
-    return (s * inverse[:, None] * _weights(weight, s, offset)).to(x.dtype), summed, inverse
+    return (s * inverse[..., None] * _weights(weight, s, offset)).to(x.dtype), total, inverse
 
 
 def rms_norm_backward(
@@ -32,9 +45,10 @@ def rms_norm_backward(
     dsum: torch.Tensor | None = None,
     offset: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    normed, g = _wide(x) * inverse[:, None], _wide(dy) * _weights(weight, _wide(x), offset)
-    dx = inverse[:, None] * (g - normed * (g * normed).mean(-1, keepdim=True))
-    return _with(dx, dsum, x), None if weight is None else (_wide(dy) * normed).sum(0).to(weight.dtype)
+    normed, d = _wide(x) * inverse[..., None], _wide(dy)
+    g = d * _weights(weight, normed, offset)
+    dx = inverse[..., None] * (g - normed * (g * normed).mean(-1, keepdim=True))
+    return _with(dx, dsum, x), None if weight is None else _over_rows(d * normed).to(weight.dtype)
 
 
 def layer_norm(
@@ -43,14 +57,16 @@ def layer_norm(
     bias: torch.Tensor | None,
     epsilon: float,
     residual: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    summed = None if residual is None else x + residual
-    s = _wide(x if summed is None else summed)
+    total = summed(x, residual, mask, scale)
+    s = _wide(x if total is None else total)
     mean = s.mean(-1)
-    centered = s - mean[:, None]
+    centered = s - mean[..., None]
     inverse = (centered.square().mean(-1) + epsilon).rsqrt()
-    y = centered * inverse[:, None] * _weights(weight, s)
-    return _with(y, bias, x), summed, mean, inverse
+    y = centered * inverse[..., None] * _weights(weight, s)
+    return _with(y, bias, x), total, mean, inverse
 
 
 def layer_norm_backward(
@@ -62,12 +78,32 @@ def layer_norm_backward(
     dsum: torch.Tensor | None = None,
     has_bias: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    normed, d = (_wide(x) - mean[:, None]) * inverse[:, None], _wide(dy)
+    normed, d = (_wide(x) - mean[..., None]) * inverse[..., None], _wide(dy)
     g = d * _weights(weight, normed)
-    dx = inverse[:, None] * (g - normed * (g * normed).mean(-1, keepdim=True) - g.mean(-1, keepdim=True))
-    dweight = None if weight is None else (d * normed).sum(0).to(weight.dtype)
-    dbias = d.sum(0).to((dy if weight is None else weight).dtype) if has_bias else None
+    dx = inverse[..., None] * (g - normed * (g * normed).mean(-1, keepdim=True) - g.mean(-1, keepdim=True))
+    dweight = None if weight is None else _over_rows(d * normed).to(weight.dtype)
+    dbias = _over_rows(d).to((dy if weight is None else weight).dtype) if has_bias else None
     return _with(dx, dsum, x), dweight, dbias
+
+
+def dropout_norm_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+    weight: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    inverse: torch.Tensor,
+    dsum: torch.Tensor | None = None,
+    offset: float = 0.0,
+    has_bias: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    dbias = None
+    if mean is None:
+        dx, dweight = rms_norm_backward(dy, x, weight, inverse, dsum, offset)
+    else:
+        dx, dweight, dbias = layer_norm_backward(dy, x, weight, mean, inverse, dsum, has_bias)
+    return (_wide(dx) * mask * scale).to(x.dtype), dx, dweight, dbias
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
@@ -88,7 +124,7 @@ def bias_activation_backward(
     dy: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     dx = _wide(dy) * _slope(_plus(_wide(x), bias), activation)
-    return dx.to(x.dtype), None if bias is None else dx.sum(0).to(bias.dtype)
+    return dx.to(x.dtype), None if bias is None else _over_rows(dx).to(bias.dtype)
 
 
 def rotary(
@@ -98,9 +134,11 @@ def rotary(
     sin: torch.Tensor,
     interleaved: bool = False,
     inverse: bool = False,
+    apart: bool = False,
 ) -> Pair:
     c, s = _wide(cos)[:, None], _wide(sin)[:, None] * (-1 if inverse else 1)
-    return _turned(q, c, s, interleaved), _turned(k, c, s, interleaved)
+    layouts = interleaved and not (apart and inverse), interleaved and (inverse or not apart)
+    return _turned(q, c, s, *layouts), _turned(k, c, s, *layouts)
 
 
 def cross_entropy(
@@ -113,7 +151,7 @@ def cross_entropy(
 ) -> Pair:
     is_counted, x = targets != ignore_index, _wide(logits)
     log_normalizers = x.logsumexp(-1).where(is_counted, 0)
-    at_target = x.gather(1, targets.where(is_counted, 0)[:, None])[:, 0]
+    at_target = x.gather(-1, targets.where(is_counted, 0)[..., None])[..., 0]
     losses = (1 - label_smoothing) * (log_normalizers - at_target) + z_loss * log_normalizers.square()
     if label_smoothing:
         losses = losses + label_smoothing * (log_normalizers - x.mean(-1))
@@ -130,12 +168,43 @@ def cross_entropy_backward(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> torch.Tensor:
-    is_counted, of_rows = (targets != ignore_index)[:, None], log_normalizers[:, None]
-    even = label_smoothing / max(logits.shape[1], 1)
+    is_counted, of_rows = (targets != ignore_index)[..., None], log_normalizers[..., None]
+    even = label_smoothing / max(logits.shape[-1], 1)
     dx = (_wide(logits) - of_rows).exp() * (1 + 2 * z_loss * of_rows) - even
-    at_target = targets[:, None].where(is_counted, 0)
-    dx = dx.scatter_add(1, at_target, torch.full_like(of_rows, label_smoothing - 1))
-    return (dx * dlosses[:, None]).where(is_counted, 0).to(logits.dtype)
+    at_target = targets[..., None].where(is_counted, 0)
+    dx = dx.scatter_add(-1, at_target, torch.full_like(of_rows, label_smoothing - 1))
+    return (dx * dlosses[..., None]).where(is_counted, 0).to(logits.dtype)
+
+
+def cross_entropy_part(
+    logits: torch.Tensor, targets: torch.Tensor, has_totals: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    x, is_here = _wide(logits), targets >= 0
+    largest = x.amax(-1)
+    powers = (x - _finite(largest)[..., None]).exp().sum(-1)
+    chosen = x.gather(-1, targets.where(is_here, 0)[..., None])[..., 0].where(is_here, 0)
+    return largest, powers, chosen, x.sum(-1) if has_totals else None
+
+
+def cross_entropy_part_backward(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    largest: torch.Tensor,
+    of_powers: torch.Tensor,
+    of_chosen: torch.Tensor,
+    of_totals: torch.Tensor | None,
+) -> torch.Tensor:
+    is_here = targets >= 0
+    dx = (_wide(logits) - _finite(largest)[..., None]).exp() * of_powers[..., None]
+    if of_totals is not None:
+        dx = dx + of_totals[..., None]
+    at_target = targets.where(is_here, 0)[..., None]
+    return dx.scatter_add(-1, at_target, of_chosen.where(is_here, 0)[..., None]).to(logits.dtype)
+
+
+def _finite(largest: torch.Tensor) -> torch.Tensor:
+    """What is taken from logits before their exponentials: 0 where all of them are minus infinity."""
+    return largest.masked_fill(largest == -math.inf, 0)
 
 
 def cross_entropy_with_gradient(
@@ -215,7 +284,11 @@ def quantized_linear(
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.contiguous().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _over_rows(wide: torch.Tensor) -> torch.Tensor:
+    return wide.reshape(wide.shape[:-1].numel(), wide.shape[-1]).sum(0)
 
 
 def _weights(weight: torch.Tensor | None, like: torch.Tensor, offset: float = 0.0) -> torch.Tensor:
@@ -247,10 +320,12 @@ def _slope(x: torch.Tensor, activation: str) -> torch.Tensor:
     return share * (1 + x * (1 - share) * (x.square() * (3 * cubic) + 1) * root)
 
 
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+def _turned(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, from_interleaved: bool, to_interleaved: bool
+) -> torch.Tensor:
     pairs = cos.shape[-1]
     turning, rest = _wide(x[..., : 2 * pairs]), x[..., 2 * pairs :]
-    a, b = turning.unflatten(-1, (pairs, 2)).unbind(-1) if interleaved else turning.chunk(2, dim=-1)
+    a, b = turning.unflatten(-1, (pairs, 2)).unbind(-1) if from_interleaved else turning.chunk(2, dim=-1)
     halves = a * cos - b * sin, b * cos + a * sin
-    turned = torch.stack(halves, -1).flatten(-2) if interleaved else torch.cat(halves, -1)
+    turned = torch.stack(halves, -1).flatten(-2) if to_interleaved else torch.cat(halves, -1)
     return torch.empty_like(x).copy_(torch.cat([turned.to(x.dtype), rest], -1))

@@ -18,6 +18,7 @@ def rotary(
     sin: torch.Tensor,
     interleaved: bool = False,
     inverse: bool = False,
+    apart: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q and k, each pair of elements turned by the angle of its position: (a, b) to (a cos - b sin, b cos + a sin).
 
@@ -26,6 +27,7 @@ def rotary(
 
     interleaved: pairs are neighbors (2i, 2i + 1), as in GPT-J; else (i, i + pairs), as in GPT-NeoX and Llama. What
     lies behind the pairs is copied. inverse: turned by the negative angle, which is the backward of the same without.
+    apart: neighbors come out as (i, i + pairs), as in DeepSeek; with inverse, these as neighbors.
 
     Raises ValueError that names the argument which does not fit.
     """
@@ -41,7 +43,7 @@ def rotary(
         raise ValueError(f"cos has {pairs} pairs, q has no more than {width // 2} in its width of {width}")
     native = library("rotary.cpp")
     if native is None:
-        return reference.rotary(q, k, cos, sin, interleaved, inverse)
+        return reference.rotary(q, k, cos, sin, interleaved, inverse, apart)
     to_q, to_k = torch.empty_like(q), torch.empty_like(k)
     tensors = _words(q, to_q) + _words(k, to_k)
     angles = (cos.data_ptr(), sin.data_ptr(), *_angle_strides(cos), *_angle_strides(sin))
@@ -52,7 +54,8 @@ def rotary(
         (ctypes.c_int64 * len(angles))(*angles),
         -1.0 if inverse else 1.0,
         *(batch, positions, pairs, width),
-        *(interleaved, q.dtype == _BF16, cos.dtype == _BF16),
+        *(interleaved and not (apart and inverse), interleaved and (inverse or not apart)),
+        *(q.dtype == _BF16, cos.dtype == _BF16),
     )
     return to_q, to_k
 

@@ -14,6 +14,7 @@ from graphopt.cost.memory import Memory
 from graphopt.cost.pipeline_memory import PipelineMemory
 from graphopt.passes.pipeline import PassRecord
 from graphopt.sizes import readable_size
+from graphopt.triton_kernels.used import Use
 
 
 @dataclass(kw_only=True)
@@ -23,6 +24,7 @@ class Report:
     forward_graph, step_graph: the graphs after all passes of their level. pipeline: the passes as text.
     passes: what each pass did. communication, memory: of one step on one rank, predicted from the program.
     compile_seconds: capture, passes and emission. source, source_path: the emitted Python.
+    kernels: which variant computes each operator that has a kernel, and why.
     notes: what the compiler fell back to, and why. pipeline_memory: of a rank in a pipeline, of all microbatches of a
     step; the rest is of one microbatch and the rank's first stage.
     """
@@ -36,6 +38,7 @@ class Report:
     compile_seconds: float
     source: str = field(repr=False)
     source_path: Path
+    kernels: list[Use] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pipeline_memory: PipelineMemory | None = None
 
@@ -49,6 +52,7 @@ class Report:
             "memory": self.memory.to_dict(),
             "compile_seconds": self.compile_seconds,
             "source_path": str(self.source_path),
+            "kernels": [use._asdict() for use in self.kernels],
             "notes": self.notes,
             **({} if step is None else {"pipeline_memory": step.to_dict()}),
         }
@@ -65,6 +69,8 @@ class Report:
         yield passes_table(self.passes)
         yield communication_table(self.communication)
         yield memory_table(self.memory)
+        if self.kernels:
+            yield kernels_table(self.kernels)
         if self.pipeline_memory is not None:
             step = self.pipeline_memory
             yield f"peak of a rank's step: {readable_size(step.peak_bytes)}, in {step.peak_action} of its schedule"
@@ -104,4 +110,12 @@ def memory_table(found: Memory) -> Table:
     table.add_row(f"peak, at {found.peak_node}", readable_size(found.peak_bytes))
     for place, size in found.elsewhere.items():
         table.add_row(f"elsewhere: on {place}", readable_size(size))
+    return table
+
+
+def kernels_table(found: list[Use]) -> Table:
+    """One row an operator and variant: how many calls, and why so."""
+    table = Table("operator", "calls", "variant", "why", title="kernels", title_justify="left")
+    for use in found:
+        table.add_row(use.operator, str(use.calls), use.variant, use.why)
     return table

@@ -33,6 +33,7 @@ class PassContext:
     reduce_gradients: False leaves gradients whole and unreduced, as accumulation over microbatches wants them.
     reduce_dtype: dtype in which gradients are summed over ranks; None for that of the stored parameter.
     hardware: what a rank runs on. shared_axes: mesh axes whose ranks exchange through shared memory.
+    kernels: how operators with kernels are computed (`graphopt.triton_kernels.choice`); None as the environment says.
     remaining: the passes that will run after this one.
     """
 
@@ -46,6 +47,7 @@ class PassContext:
     reduce_dtype: torch.dtype | None = None
     hardware: Hardware = PRESETS["cpu"]
     shared_axes: frozenset[str] = frozenset()
+    kernels: str | None = None
     remaining: tuple["Pass", ...] = ()
     statistics: dict[str, int | float | str] = field(default_factory=dict)
 

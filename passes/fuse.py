@@ -7,13 +7,19 @@ from torch import fx
 from graphopt.ir import Level, Program, explain
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
-from graphopt.passes.patterns import activations, cross_entropy, norms, rotary
+from graphopt.passes.patterns import activations, class_parallel, cross_entropy, norms, rotary
 from graphopt.passes.patterns.fusion import Fusion, Site, Writer, varying_of
 from graphopt.passes.rewrite import remove_dead
-from graphopt.triton_kernels.choice import mode_of_kernels
+from graphopt.triton_kernels.choice import decided, mode_of_kernels
 
 # What is larger goes first, where several fit.
-FUSIONS: tuple[Fusion, ...] = (*cross_entropy.FUSIONS, *rotary.FUSIONS, *activations.FUSIONS, *norms.FUSIONS)
+FUSIONS: tuple[Fusion, ...] = (
+    *cross_entropy.FUSIONS,
+    *class_parallel.FUSIONS,
+    *rotary.FUSIONS,
+    *activations.FUSIONS,
+    *norms.FUSIONS,
+)
 
 
 class Fuse(Pass):
@@ -21,8 +27,7 @@ class Fuse(Pass):
 
     A pattern is found up to the order of operands, casts and views, if nothing else reads its inner values and all of
     it belongs to one layer. It is for tensors of which a kernel takes dtype, width and device, as
-    `graphopt.triton_kernels.choice` says. Runs behind the passes that split a model: they know operators of torch, and
-    a loss that is split over the vocabulary is none that a kernel takes.
+    `graphopt.triton_kernels.choice` says. Runs behind the passes that split a model: they know operators of torch.
     """
 
     name = "fuse"
@@ -33,11 +38,17 @@ class Fuse(Pass):
 
     def run(self, program: Program, context: PassContext) -> bool:
         counts: dict[str, int] = {}
-        if mode_of_kernels() != "off":
-            builder = Builder(program, context, self.name)
-            for fusion, sites in _found(program):
-                if _replace(builder, fusion, sites):
-                    counts[fusion.name] = counts.get(fusion.name, 0) + 1
+        dropped: list[fx.Node] = []
+        with decided(context.kernels):
+            if mode_of_kernels() != "off":
+                builder = Builder(program, context, self.name)
+                for fusion, sites in _found(program):
+                    writer = Writer(builder, *sites)
+                    if _replace(writer, fusion, sites):
+                        counts[fusion.name] = counts.get(fusion.name, 0) + 1
+                    dropped += writer.dropped
+        for node in dropped:
+            program.graph.erase_node(node)
         if counts:
             remove_dead(program)
         context.statistics.update(sorted(counts.items()))
@@ -77,11 +88,13 @@ def _first(node: fx.Node, place: dict[fx.Node, int], varying: frozenset[fx.Node]
     return None
 
 
-def _replace(builder: Builder, fusion: Fusion, sites: tuple[Site, ...]) -> bool:
-    writer = Writer(builder, *sites)
+def _replace(writer: Writer, fusion: Fusion, sites: tuple[Site, ...]) -> bool:
+    builder = writer.builder
+    variant, why = fusion.family.choose(sites[0].value(fusion.of))
     replaced = fusion.write(writer)
     for old, new in replaced.items():
-        explain(new, builder.made_by, f"{fusion.name} for {sum(len(site.found.inner) for site in sites)} operators")
+        count = sum(len(site.found.inner) for site in sites)
+        explain(new, builder.made_by, f"{fusion.name} for {count} operators, by {variant} ({why})")
         old.replace_all_uses_with(new)
     for node in sorted({each for site in sites for each in site.found.inner}, key=sites[0].place.__getitem__)[::-1]:
         if not node.users:

@@ -155,6 +155,7 @@ def _written_context(context: PassContext) -> dict[str, Any]:
         "reduce_dtype": _name(context.reduce_dtype) if context.reduce_dtype is not None else None,
         "hardware": context.hardware.to_dict(),
         "shared_axes": sorted(context.shared_axes),
+        "kernels": context.kernels,
     }
 
 
@@ -169,6 +170,7 @@ def _read_context(written: dict[str, Any]) -> dict[str, Any]:
         "reduce_dtype": named(written["reduce_dtype"]) if written["reduce_dtype"] is not None else None,
         "hardware": Hardware.from_dict(written["hardware"]),
         "shared_axes": frozenset(written["shared_axes"]),
+        "kernels": written.get("kernels"),
     }
 
 

@@ -1,20 +1,25 @@
-"""Which way an operator of this room is computed, and why: decided at each call, from its tensors and a variable.
+"""Which way an operator of this room is computed, and why: from its tensors, and from what is asked for.
 
-GRAPHOPT_KERNELS is one of
+What is asked for is one of
 
-    auto         by what the family's kernels take, Triton first (the default)
-    triton       by Triton, on a GPU or in its interpreter
-    cuda         by native code of `graphopt.cuda_ext`, which is for the CPU as yet
-    reference    by operators of torch
+    auto         what the family's kernels take, Triton first (the default)
+    triton       Triton, on a GPU or in its interpreter
+    cuda         native code of `graphopt.cuda_ext`, which is for the CPU as yet
+    reference    operators of torch
     off          as reference, and no pass puts these operators into a program
 
-What is asked for and cannot be had is an error.
+Of a compiled program it is decided when it is compiled: GRAPHOPT_KERNELS if that is set, else the plan's `kernels`.
+Elsewhere GRAPHOPT_KERNELS decides at each call. What is asked for and cannot be had is an error.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
+import math
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -30,6 +35,8 @@ _FILES = {"triton": "kernel", "cuda": "native", "reference": "reference"}
 OF_TRITON = frozenset({torch.float16, torch.bfloat16, torch.float32})  # what kernels take, where they say no other
 OF_CPU = frozenset({torch.bfloat16, torch.float32})  # what native code takes, where there is some
 _LEAST_CAPABILITY = (8, 0)  # of bfloat16 and of what the kernels are compiled for
+_WIDEST_ACCESS = 16  # bytes that a thread of a GPU reads at once
+_decided: ContextVar[str | None] = ContextVar("kernels", default=None)
 
 
 class KernelError(GraphoptError, ValueError):
@@ -61,17 +68,17 @@ class Family:
         """How operators are computed for tensors like `x`, [..., width]. Raises KernelError where not as asked."""
         mode = mode_of_kernels()
         if mode in ("reference", "off"):
-            return Choice("reference", f"{VARIABLE}={mode}")
+            return Choice("reference", f"kernels={mode}")
         hindrances = {"triton": self._hinders_triton(x, mode), "cuda": self._hinders_native(x)}
         possible = [variant for variant, hindrance in hindrances.items() if hindrance is None]
         if mode != "auto":
             if mode not in possible:
                 other = possible[0] if possible else "reference"
                 reason = f"{self.folder}: {hindrances[mode]}"
-                raise KernelError(f"{VARIABLE}={mode}, but {reason}; {other} takes it, or auto")
-            return Choice(mode, f"{VARIABLE}={mode}")
+                raise KernelError(f"kernels={mode}, but {reason}; {other} takes it, or auto")
+            return Choice(mode, f"kernels={mode}")
         if possible:
-            return Choice(possible[0], f"{x.dtype} on {x.device}, rows of {x.shape[-1]}")
+            return Choice(possible[0], _described(x))
         return Choice("reference", "; ".join(f"{name}: {reason}" for name, reason in hindrances.items()))
 
     def run(self, operator: str, x: torch.Tensor, *arguments: Any) -> Any:
@@ -104,12 +111,39 @@ class Family:
         return None if x.dtype in self.native else f"native code takes no {x.dtype}"
 
 
-def mode_of_kernels() -> str:
-    """What the environment asks for. Raises KernelError if there is none such."""
-    mode = os.environ.get(VARIABLE, "auto")
+def asked(planned: str = "auto") -> str:
+    """What the environment asks for, else what is planned. Raises KernelError if there is none such."""
+    mode = os.environ.get(VARIABLE, planned)
     if mode not in MODES:
         raise KernelError(f"{VARIABLE} is {mode!r}: {nearest(mode, MODES)}")
     return mode
+
+
+def mode_of_kernels() -> str:
+    """What is asked for here: as was decided for the program that is made or runs, else as the environment says."""
+    return _decided.get() or asked()
+
+
+@contextlib.contextmanager
+def decided(mode: str | None) -> Iterator[None]:
+    """Operators are computed as `mode` says, whatever the environment does; None leaves that to the environment."""
+    before = _decided.set(mode)
+    try:
+        yield
+    finally:
+        _decided.reset(before)
+
+
+def _described(x: torch.Tensor) -> str:
+    """What of a tensor decides, and on a GPU how much of a row is read at once: of rows that start anywhere, less."""
+    width = x.shape[-1] if x.dim() else 1
+    told = f"{x.dtype} on {x.device}, rows of {width}"
+    if not x.is_cuda:
+        return told
+    capability = ".".join(map(str, torch.cuda.get_device_capability(x.device)))
+    told = f"{told}, compute capability {capability}"
+    access = math.gcd(width * x.dtype.itemsize, _WIDEST_ACCESS) if isinstance(width, int) else _WIDEST_ACCESS
+    return told if access == _WIDEST_ACCESS else f"{told}, {access} bytes at a time: rows are no multiples of 16"
 
 
 @functools.cache

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from graphopt._torch import OpOverload, is_mutating
+from graphopt.triton_kernels.choice import Family
 
 _library = torch.library.Library("graphopt", "FRAGMENT")
+_families: dict[OpOverload, Family] = {}
 
 
 def define(
@@ -18,14 +20,18 @@ def define(
     *,
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    family: Family | None = None,
+    draws: bool = False,
 ) -> OpOverload:
     """The operator ``graphopt::name`` that `schema` declares.
 
-    compute: on the CPU and on GPUs. save, backward: as for `torch.library.register_autograd`; without them a derivative
-    is refused, where torch would only warn and go on without one. What writes an argument can have none.
+    family: what chooses the variant, by the operator's first tensor; reports ask it. draws: whether it takes random
+    numbers. compute: on the CPU and on GPUs. save, backward: as for `torch.library.register_autograd`; without them a
+    derivative is refused, where torch would only warn and go on without one. What writes an argument can have none.
     """
     name = schema.partition("(")[0]
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    tags = (torch.Tag.pt2_compliant_tag, *([torch.Tag.nondeterministic_seeded] if draws else []))
+    _library.define(schema, tags=tags)
     for device in ("CPU", "CUDA"):
         _library.impl(name, compute, device)
     torch.library.register_fake(f"graphopt::{name}", fake, lib=_library)
@@ -34,9 +40,16 @@ def define(
         raise NotImplementedError(f"graphopt::{name} has no derivative: second derivatives need GRAPHOPT_KERNELS=off")
 
     operator: OpOverload = getattr(torch.ops.graphopt, name).default
+    if family is not None:
+        _families[operator] = family
     if not is_mutating(operator):
         torch.library.register_autograd(f"graphopt::{name}", backward or refuse, setup_context=save, lib=_library)
     return operator
+
+
+def family_of(operator: object) -> Family | None:
+    """What chooses the variant of an operator; None for one that has none."""
+    return _families.get(operator)  # type: ignore[call-overload,no-any-return]
 
 
 def check_same(operator: str, name: str, x: Tensor, like: Tensor) -> None:

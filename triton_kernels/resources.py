@@ -16,7 +16,9 @@ from torch import Tensor
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
+from graphopt.triton_kernels.cross_entropy.reference import Options
 from graphopt.triton_kernels.norms import kernel as norms
+from graphopt.triton_kernels.norms.reference import Norm
 from graphopt.triton_kernels.quantization.blocks import kernel as blocks
 from graphopt.triton_kernels.quantization.scaled import kernel as scaled
 from graphopt.triton_kernels.quantization.weights import kernel as weights
@@ -36,11 +38,16 @@ def _on_meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def _norms(width: int, dtype: torch.dtype) -> None:
     x, weight, statistics = _on_meta(_TOKENS, width, dtype=dtype), _on_meta(width, dtype=dtype), _per_token()
-    norms.rms_norm(x, weight, 1e-6, 0.0, False)
-    norms.add_rms_norm(x, x, weight, 1e-6, 0.0, True)
-    norms.rms_norm_backward(x, x, weight, statistics, x, 0.0)
-    norms.add_layer_norm(x, x, weight, weight, 1e-5)
-    norms.layer_norm_backward(x, x, weight, weight, statistics, statistics, x)
+    mask, narrow = _on_meta(_TOKENS, width, dtype=torch.bool), _on_meta(_TOKENS, width)
+    rms, layer = Norm(1e-6, False, scale=1.25), Norm(1e-5, True, scale=1.25)
+    norms.forward(x, None, None, weight, None, rms)
+    norms.forward(x, x, None, weight, None, rms._replace(round_first=True))
+    norms.forward(x, x, mask, weight, None, rms._replace(dtype=torch.bfloat16))
+    norms.backward(x, x, None, weight, None, None, statistics, x, rms)
+    norms.backward(x, narrow, mask, weight, None, None, statistics, x, rms)
+    norms.forward(x, x, mask, weight, weight, layer)
+    norms.backward(x, x, None, weight, weight, statistics, statistics, x, layer)
+    norms.backward(x, x, mask, weight, weight, statistics, statistics, x, layer)
 
 
 def _activations(activation: str, dtype: torch.dtype) -> None:
@@ -51,15 +58,18 @@ def _activations(activation: str, dtype: torch.dtype) -> None:
     activations.bias_activation_backward(x, x, bias, activation)
 
 
-def _rotary(interleaved: bool) -> None:
+def _rotary(interleaved: bool, apart: bool = False) -> None:
     q, k, angle = _on_meta(1, 32, _TOKENS, 128), _on_meta(1, 8, _TOKENS, 128), _on_meta(1, _TOKENS, 64)
-    rotary.rotary(q, k, angle, angle, interleaved, False)
+    rotary.rotary(q, k, angle, angle, interleaved, False, apart)
 
 
 def _cross_entropy(dtype: torch.dtype) -> None:
     logits, targets = _on_meta(_TOKENS, _CLASSES, dtype=dtype), _on_meta(_TOKENS, dtype=torch.int64)
-    cross_entropy.cross_entropy(logits, targets, -100, 0.1, 1e-4)
-    cross_entropy.cross_entropy_backward_(logits, _per_token(), targets, _per_token(), -100, 0.1, 1e-4)
+    options, of_token = Options(-100, 0.1, 1e-4), _per_token()
+    cross_entropy.cross_entropy(logits, targets, options)
+    cross_entropy.cross_entropy_backward_(logits, of_token, targets, of_token, options)
+    cross_entropy.cross_entropy_part(logits, targets, True)
+    cross_entropy.cross_entropy_part_backward_(logits, targets, of_token, of_token, of_token, of_token)
 
 
 def _weights(bits: int, has_zeros: bool, tokens: int) -> None:
@@ -105,6 +115,7 @@ LAUNCHES: Mapping[str, Callable[[], None]] = {
     },
     "rotary, halves": partial(_rotary, False),
     "rotary, interleaved": partial(_rotary, True),
+    "rotary, interleaved then apart": partial(_rotary, True, True),
     "cross_entropy, bfloat16": partial(_cross_entropy, torch.bfloat16),
     "cross_entropy, float32": partial(_cross_entropy, torch.float32),
     **{

@@ -187,6 +187,10 @@ def _linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, *others: A
     return int(2 * hidden.numel() * weight.shape[0] * (1 + of_hidden + of_weight))
 
 
+def _linear_cross_entropy_part(hidden: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any) -> int:
+    return 2 * hidden.numel() * weight.shape[0]
+
+
 _ATTENTION = (
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_scaled_dot_product_efficient_attention",
@@ -213,6 +217,8 @@ _FORMULAS: Mapping[str, Callable[..., int]] = {
     "graphopt::linear_cross_entropy": _linear_cross_entropy,
     "graphopt::quantized_linear": _inner_product,
     "graphopt::scaled_mm": _inner_product,
+    "graphopt::linear_cross_entropy_part": _linear_cross_entropy_part,
+    "graphopt::linear_cross_entropy_part_backward": _linear_cross_entropy,
     "transformers::grouped_mm_fallback": _grouped_multiplication,
     "transformers::grouped_mm_fallback_backward": _grouped_multiplication_backward,
 }

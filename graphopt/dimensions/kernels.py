@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from graphopt.dimensions.elementwise import random
 from graphopt.dimensions.notation import Call, Labels, Rule, Shape, positions, same_size, spell, spelled
 from graphopt.dimensions.signature import Dimension, Dimensions, Signature
 
@@ -85,13 +86,15 @@ def together(call: Call) -> Signature | None:
 
 BY_NAME: Mapping[str, Rule] = {
     "graphopt::rms_norm": spelled("... n, n -> ... n, ...", whole="n"),
-    "graphopt::add_rms_norm": spelled("... n, ... n, n -> ... n, ... n, ...", whole="n"),
+    "graphopt::add_rms_norm": spelled("... n, ... n, n, ... n -> ... n, ... n, ...", whole="n"),
     "graphopt::layer_norm": spelled("... n, n, n -> ... n, ..., ...", whole="n"),
-    "graphopt::add_layer_norm": spelled("... n, ... n, n, n -> ... n, ... n, ..., ...", whole="n"),
+    "graphopt::add_layer_norm": spelled("... n, ... n, n, n, ... n -> ... n, ... n, ..., ...", whole="n"),
+    "graphopt::dropout_mask": random,
     "graphopt::gated": spelled("..., ... -> ...", linear=[("up",)]),
     "graphopt::bias_activation": spelled("... n, n -> ... n"),
     "graphopt::rotary": rotary,
     "graphopt::cross_entropy": spelled("... c, ... -> ..., ...", whole="c"),
+    "graphopt::cross_entropy_part": spelled("... c, ... -> ..., ..., ..., ...", whole="c"),
     "graphopt::linear_cross_entropy": together,
     "graphopt::quantize_weight": quantize_weight,
     "graphopt::dequantize_weight": dequantize_weight,
@@ -102,4 +105,5 @@ BY_NAME: Mapping[str, Rule] = {
     "graphopt::dynamic_linear": spelled("... k, n k, n, n -> ... n", whole="k", addend="bias"),
     "graphopt::quantize_blocks": together,
     "graphopt::dequantize_blocks": together,
+    "graphopt::linear_cross_entropy_part": spelled("n h, c h, n -> n, n, n, n", whole="h c"),
 }

@@ -119,6 +119,12 @@ def communication(request: Request) -> View:
 
 
 @view
+def kernels(request: Request) -> View:
+    """Which variant computes each operator that has a kernel, and why."""
+    return summary_view.kernels(request.inspection)
+
+
+@view
 def parameters(request: Request) -> View:
     """How each parameter lies over each axis of the mesh."""
     return parameters_view.parameters(request.inspection)

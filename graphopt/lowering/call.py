@@ -21,13 +21,15 @@ from graphopt.emit.split import Halves, split
 from graphopt.errors import PassError
 from graphopt.ir import OutputKind, ParameterLayout, Program
 from graphopt.ir.snapshot import Snapshot
-from graphopt.lowering.passes import planned_pipeline
+from graphopt.lowering.passes import kernels_of, planned_pipeline
 from graphopt.passes import REGISTRY
 from graphopt.passes.base import Pass, PassContext
 from graphopt.passes.pipeline import Observer, PassRecord, Pipeline
 from graphopt.plan import Plan
 from graphopt.report import Report
 from graphopt.runtime.parameters import choose_layouts
+from graphopt.triton_kernels.choice import decided
+from graphopt.triton_kernels.used import uses
 
 Layouts = dict[str, ParameterLayout]
 
@@ -108,7 +110,12 @@ def lower(
     halves = split(program)
     parts = {"forward": halves.forward} | ({"backward": halves.backward} if halves.backward else {})
     emitted = emit_functions(
-        parts, plan, captured.fake_mode, title=f"{type(model).__name__} under {plan}", name=type(model).__name__
+        parts,
+        plan,
+        captured.fake_mode,
+        title=f"{type(model).__name__} under {plan}",
+        name=type(model).__name__,
+        kernels=kernels_of(plan),
     )
     report = reported(program, forward_graph, records, pipeline, plan, shared_axes, emitted, started)
     return Compilation(captured, before, halves, seeded, layouts, shared_axes, report, emitted.functions)
@@ -125,6 +132,8 @@ def reported(
     started: float,
 ) -> Report:
     """What was done since `started`, in seconds of `time.perf_counter`."""
+    with decided(kernels_of(plan)):
+        kernels = uses(program)
     return Report(
         forward_graph=forward_graph,
         step_graph=program.module,
@@ -135,6 +144,7 @@ def reported(
         compile_seconds=time.perf_counter() - started,
         source=emitted.source,
         source_path=emitted.path,
+        kernels=kernels,
         notes=emitted.notes,
     )
 
@@ -174,6 +184,7 @@ def context_of(
         reduce_gradients=reduce,
         hardware=hardware_of(device, plan.hardware),
         shared_axes=shared_axes,
+        kernels=kernels_of(plan),
     )
 
 
@@ -222,6 +233,11 @@ def unreduced_backward(
     assert backward is not None and compilation.halves.backward is not None
     assert backward.inputs == compilation.halves.backward.inputs
     emitted = emit_functions(
-        {"backward": backward}, plan, captured.fake_mode, title="unreduced gradients", name="unreduced"
+        {"backward": backward},
+        plan,
+        captured.fake_mode,
+        title="unreduced gradients",
+        name="unreduced",
+        kernels=kernels_of(plan),
     )
     return emitted.functions["backward"]

@@ -11,6 +11,7 @@ from graphopt.passes.base import Pass
 from graphopt.passes.cut import Cut
 from graphopt.passes.pipeline import Pipeline
 from graphopt.plan import Offload, Plan, Remat
+from graphopt.triton_kernels.choice import asked
 
 _SPLIT_AXES = {"sp": "heads", "cp": "sequence", "ep": "experts", "tp": "weights"}  # along what
 
@@ -32,7 +33,7 @@ def pipeline_text(plan: Plan, likely: Mapping[str, str] | None = None) -> str:
         steps.append(f"chunk{{chunks={plan.tensor.chunks}}}")
     if plan.pipeline_ranks > 1:
         steps.append(_cut_text(plan))
-    if plan.kernels != "off":
+    if asked(plan.kernels) != "off":
         steps.append("fuse")
     steps.append("differentiate")
     if plan.precision is not None:
@@ -55,6 +56,11 @@ def pipeline_text(plan: Plan, likely: Mapping[str, str] | None = None) -> str:
     if offload is not None:
         steps.append("overlap")
     return ",".join(steps)
+
+
+def kernels_of(plan: Plan) -> str:
+    """How operators with kernels are computed, those also that the model calls or a pipeline of its own puts in."""
+    return asked(plan.kernels if plan.kernels != "off" else "auto")
 
 
 def planned_pipeline(

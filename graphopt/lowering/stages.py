@@ -22,7 +22,7 @@ from graphopt.ir import Input, InputKind, Output, OutputKind, Program
 from graphopt.ir.collectives import collective_calls
 from graphopt.ir.snapshot import Snapshot
 from graphopt.lowering.call import capture_call, context_of, reported
-from graphopt.lowering.passes import planned_pipeline
+from graphopt.lowering.passes import kernels_of, planned_pipeline
 from graphopt.passes.base import Pass
 from graphopt.plan import Plan
 from graphopt.plan.sections import SEARCH
@@ -86,7 +86,8 @@ def _compile_stage(
         raise PassError(f"the pipeline {str(pipeline)!r} lays parameters out otherwise than they lie already")
     parts = _parts(program, splits_backward=schedule.splits_backward or plan.pipeline.schedule == SEARCH)
     title = f"stage {stage} of {type(model).__name__} under {plan}"
-    emitted = emit_functions(parts, plan, captured.fake_mode, title=title, name=f"{type(model).__name__}_{stage}")
+    name = f"{type(model).__name__}_{stage}"
+    emitted = emit_functions(parts, plan, captured.fake_mode, title=title, name=name, kernels=kernels_of(plan))
     made = StageProgram(
         parts=parts,
         functions=emitted.functions,

@@ -40,8 +40,9 @@ class Plan:
     dynamic: which sizes of batch tensors stay symbolic: None, ``"batch"`` (dimension 0), ``"sequence"`` (1),
         ``"batch,sequence"``, or a mapping from argument names to dimensions.
     passes: a textual pipeline in place of the one that the plan implies.
-    kernels: ``"off"`` to compute what a model spells out as it is spelled, ``"auto"`` to put operators with a kernel in
-        its place, where one takes it; which variant runs is then the choice of ``GRAPHOPT_KERNELS``.
+    kernels: ``"off"`` to compute what a model spells out as it is spelled; ``"auto"`` to put operators with a kernel in
+        its place, where one takes it; or the variant that is to compute these: ``"triton"``, ``"cuda"`` (native code)
+        or ``"reference"``. The variable ``GRAPHOPT_KERNELS``, where it is set, stands in the place of this field.
     executor: what runs the emitted halves, ``"python"`` or ``"inductor"``.
     transport: how ranks exchange: ``"auto"`` through shared memory where those of an axis run on one machine's CPU,
         otherwise as ``"group"``, by the process group's own collectives.
@@ -84,7 +85,7 @@ class Plan:
         object.__setattr__(self, "dynamic", _checked_dynamic(self.dynamic))
         if self.passes is not None and not isinstance(self.passes, str):
             raise PlanError(f"passes={self.passes!r} is not text; write it as 'canonicalize,differentiate'")
-        require_choice("kernels", self.kernels, ("off", "auto"))
+        require_choice("kernels", self.kernels, ("off", "auto", "reference", "triton", "cuda"))
         require_choice("executor", self.executor, ("python", "inductor"))
         if self.executor == "inductor" and self.offload is not None:
             raise PlanError("offload needs executor='python': Inductor's programs hold nothing but tensors")

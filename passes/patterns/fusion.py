@@ -51,14 +51,19 @@ class Writer:
     """Inserts calls on behalf of a site, and of the other that goes together with it, if one does."""
 
     def __init__(self, builder: Builder, site: Site, other: Site | None = None) -> None:
-        self._builder = builder
+        self.builder = builder
         self.site, self.other = site, other
+        self.dropped: list[fx.Node] = []
 
     def before(self, anchor: fx.Node) -> Any:
-        return self._builder.before(anchor)
+        return self.builder.before(anchor)
+
+    def drop(self, *nodes: fx.Node) -> None:
+        """Have calls erased that nothing reads when all sites are replaced, the last first; random ones too."""
+        self.dropped += nodes
 
     def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        return self._builder.call(target, *args, like=self.site.root, phase=Phase.FORWARD, **kwargs)
+        return self.builder.call(target, *args, like=self.site.root, phase=Phase.FORWARD, **kwargs)
 
     def item(self, node: fx.Node, index: int) -> fx.Node:
         return self.call(operator.getitem, node, index)

@@ -1,11 +1,15 @@
 """RMSNorm as it is spelled out, LayerNorm, and both of a sum, which is read elsewhere as well.
 
+One summand may be what dropout leaves. Its mask is then drawn where the dropout was, by torch as before, and saved;
+what applies it is pure.
+
 A sum that the next repeated layer normalizes stays apart: rematerialization saves what goes from one layer to the next,
 and that would be two tensors where it is one.
 """
 
+import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -19,6 +23,7 @@ from graphopt.passes.patterns.pattern import (
     Pattern,
     bind,
     call,
+    casts,
     constant,
     dtype_of,
     either,
@@ -27,7 +32,9 @@ from graphopt.passes.patterns.pattern import (
     number,
     packet_of,
     reshape_source,
+    uncast,
 )
+from graphopt.triton_kernels.norms.dropout import DROPOUT_MASK
 from graphopt.triton_kernels.norms.op import ADD_LAYER_NORM, ADD_RMS_NORM, LAYER_NORM, NORMS, RMS_NORM
 
 aten = torch.ops.aten
@@ -51,27 +58,34 @@ def _rms() -> Pattern:
 
 def _layer(value: Any, found: Found) -> Iterator[Found]:
     """A call of layer norm over the last dimension."""
-    if packet_of(value) is not aten.layer_norm:
+    node = uncast(value)
+    if packet_of(node) is not aten.layer_norm:
         return
     names = ("input", "normalized_shape", "weight", "bias", "eps")
-    x, shape, weight, bias, epsilon = (argument(value.target, name, value.args, value.kwargs) for name in names)
+    x, shape, weight, bias, epsilon = (argument(node.target, name, node.args, node.kwargs) for name in names)
     if len(shape) == 1:
-        for name, given in (("x", x), ("weight", weight), ("bias", bias), ("epsilon", epsilon)):
+        for name, given in (("weight", weight), ("bias", bias), ("epsilon", epsilon)):
             found = found.binding(name, given) if given is not None else found
-        yield found.through(value)
+        yield from bind("x")(x, found.through(*casts(value), node))
 
 
 def _fits_rms(site: Site) -> bool:
     x, dims = site.value("x"), site["dims"]
     is_last = isinstance(dims, (list, tuple)) and list(dims) in ([-1], [x.dim() - 1])
-    return is_last and _fits(site)
+    return is_last and _is_as_wide(site["normalized"], x.dtype) and _fits(site)
 
 
 def _fits(site: Site) -> bool:
     x = site.value("x")
     rows = [site.value(name) for name in ("weight", "bias") if site[name] is not None]
     are_rows = all(same_shape(row.shape, x.shape[-1:]) and row.dtype in (x.dtype, torch.float32) for row in rows)
-    return are_rows and same_shape(site.result.shape, x.shape) and site.result.dtype == x.dtype
+    # What is rounded on the way is rounded last.
+    return are_rows and same_shape(site.result.shape, x.shape) and _is_as_wide(uncast(site.root), site.result.dtype)
+
+
+def _is_as_wide(node: fx.Node, dtype: torch.dtype) -> bool:
+    """Whether all numbers of a dtype are exact in that of a value."""
+    return torch.promote_types(dtype_of(node), dtype) == dtype_of(node)
 
 
 def _total(site: Site) -> fx.Node | None:
@@ -98,34 +112,62 @@ def _sums(site: Site) -> bool:
     return are_given and (one.layer, one.checkpoint) == (other.layer, other.checkpoint)
 
 
+def _dropped(total: fx.Node) -> fx.Node | None:
+    """A dropout of which the sum alone reads the result, and nothing the mask; None if no summand is one."""
+    place = facts_of(total)
+    for item in total.all_input_nodes if len(total.all_input_nodes) == 2 else ():
+        if item.target is not operator.getitem or item.args[1] != 0:
+            continue
+        (dropout,) = item.all_input_nodes
+        if packet_of(dropout) is not aten.native_dropout or len(item.users) != 1 or len(dropout.users) != 1:
+            continue
+        facts = facts_of(dropout)
+        if dropout.args[2] and (facts.layer, facts.checkpoint) == (place.layer, place.checkpoint):
+            return dropout
+    return None
+
+
 def _options(site: Site) -> tuple[Any, ...]:
     """Weight and numbers, as operators of RMSNorm take them."""
     rounds_first = dtype_of(site["normalized"]) == dtype_of(site["x"])
     return site["weight"], site["epsilon"], site["offset"] or 0.0, rounds_first
 
 
-def _write_rms(writer: Writer) -> Replacements:
+def _cast(site: Site) -> dict[str, torch.dtype]:
+    """The dtype of the result, where it is not that of x."""
+    return {} if site.result.dtype == dtype_of(site["x"]) else {"dtype": site.result.dtype}
+
+
+def _write_alone(writer: Writer, norm: Any, options: tuple[Any, ...]) -> Replacements:
     site = writer.site
     with writer.before(site.root):
-        return {site.root: writer.item(writer.call(RMS_NORM, site["x"], *_options(site)), 0)}
+        return {site.root: writer.item(writer.call(norm, site["x"], *options, **_cast(site)), 0)}
 
 
-def _write_layer(writer: Writer) -> Replacements:
-    site = writer.site
-    with writer.before(site.root):
-        normed = writer.call(LAYER_NORM, site["x"], site["weight"], site["bias"], site["epsilon"])
-        return {site.root: writer.item(normed, 0)}
-
-
-def _write_sum(writer: Writer, operator: Any, options: tuple[Any, ...]) -> Replacements:
+def _write_sum(writer: Writer, norm: Any, options: tuple[Any, ...]) -> Replacements:
     site = writer.site
     total = _total(site)
     assert total is not None
+    summands: list[Any] = list(total.args)
+    extra: dict[str, Any] = dict(_cast(site))
+    if (dropout := _dropped(total)) is not None:
+        (item,) = dropout.users
+        x, p, _ = cast(tuple[fx.Node, float, bool], dropout.args)
+        with writer.before(dropout):
+            mask = writer.call(DROPOUT_MASK, x, p)
+        summands = [x, next(each for each in summands if each is not item)]
+        extra |= {"mask": mask, "scale": 0.0 if p == 1 else 1 / (1 - p)}
+        writer.drop(total, item, dropout)
     with writer.before(total):
-        normed = writer.call(operator, *total.args, *options)
+        normed = writer.call(norm, *summands, *options, **extra)
         y, whole = writer.item(normed, 0), writer.item(normed, 1)
     with writer.before(site.root):
         return {site.root: writer.like(y, site["x"]), total: whole}
+
+
+def _layer_options(site: Site) -> tuple[Any, ...]:
+    """Weight, bias and epsilon, as operators of LayerNorm take them."""
+    return site["weight"], site["bias"], site["epsilon"]
 
 
 FUSIONS = (
@@ -137,16 +179,28 @@ FUSIONS = (
         fits=lambda site: _fits_rms(site) and _sums(site),
         write=lambda writer: _write_sum(writer, ADD_RMS_NORM, _options(writer.site)),
     ),
-    Fusion("rms_norm", NORMS, _rms(), of="x", fits=_fits_rms, write=_write_rms),
+    Fusion(
+        "rms_norm",
+        NORMS,
+        _rms(),
+        of="x",
+        fits=_fits_rms,
+        write=lambda writer: _write_alone(writer, RMS_NORM, _options(writer.site)),
+    ),
     Fusion(
         "add_layer_norm",
         NORMS,
         _layer,
         of="x",
         fits=lambda site: _fits(site) and _sums(site),
-        write=lambda writer: _write_sum(
-            writer, ADD_LAYER_NORM, (writer.site["weight"], writer.site["bias"], writer.site["epsilon"])
-        ),
+        write=lambda writer: _write_sum(writer, ADD_LAYER_NORM, _layer_options(writer.site)),
     ),
-    Fusion("layer_norm", NORMS, _layer, of="x", fits=_fits, write=_write_layer),
+    Fusion(
+        "layer_norm",
+        NORMS,
+        _layer,
+        of="x",
+        fits=_fits,
+        write=lambda writer: _write_alone(writer, LAYER_NORM, _layer_options(writer.site)),
+    ),
 )

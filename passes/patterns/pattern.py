@@ -66,6 +66,12 @@ def cast_source(value: Any) -> fx.Node | None:
     return source if is_floating and is_alone and given.device == made.device else None
 
 
+def widened_source(value: Any) -> fx.Node | None:
+    """What a call casts to a dtype in which all its numbers are exact; None if it is no such call."""
+    source = cast_source(value)
+    return source if source is not None and _is_wider(value, source) else None
+
+
 def uncast(value: Any) -> Any:
     """A value before all casts."""
     while (source := cast_source(value)) is not None:
@@ -116,7 +122,7 @@ def bind(name: str) -> Pattern:
         if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), torch.Tensor):
             return
         before = [value]
-        while (source := cast_source(before[-1])) is not None and _is_wider(before[-1], source):
+        while (source := widened_source(before[-1])) is not None:
             before.append(source)
         if name not in found.bound:
             yield from (found.binding(name, each) for each in reversed(before))
@@ -183,7 +189,7 @@ def reshaped(pattern: Pattern) -> Pattern:
         yield from pattern(value, found)
         source = reshape_source(uncast(value))
         if source is not None:
-            yield from pattern(source, found.through(*_casts(value), uncast(value)))
+            yield from pattern(source, found.through(*casts(value), uncast(value)))
 
     return match
 
@@ -198,7 +204,7 @@ def call(target: Any, *operands: Pattern, **options: Pattern) -> Pattern:
         node = uncast(value)
         if packet_of(node) is not target or len(node.args) != len(operands) or node.kwargs.keys() != options.keys():
             return
-        inside = found.through(*_casts(value), node)
+        inside = found.through(*casts(value), node)
         orders = itertools.permutations(node.args) if target in _COMMUTATIVE else [node.args]
         for order in orders:
             arguments = [*order, *(node.kwargs[name] for name in options)]
@@ -261,7 +267,8 @@ def _through(node: fx.Node, factorings: Iterator[_Factoring]) -> Iterator[_Facto
     return ((scale, nodes, (*inner, node)) for scale, nodes, inner in factorings)
 
 
-def _casts(value: Any) -> Iterator[fx.Node]:
+def casts(value: Any) -> Iterator[fx.Node]:
+    """The casts that a value goes through last."""
     while (source := cast_source(value)) is not None:
         yield value
         value = source

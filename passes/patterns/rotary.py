@@ -3,7 +3,10 @@
     x * cos + rotated(x) * sin
 
 of all of a row or of its first elements, pairs half a width apart or side by side. Angles are given for each element,
-and those of a pair must be seen to be one: made by joining a tensor to itself, or by repeating each element.
+and those of a pair must be seen to be one: made by joining a tensor to itself, or by repeating each element. Or pair by
+pair, of all of a row, with an angle for each; those side by side may come out half a width apart:
+
+    joined(a * cos - b * sin, b * cos + a * sin)
 """
 
 from collections.abc import Hashable, Iterator
@@ -22,6 +25,7 @@ from graphopt.passes.patterns.pattern import (
     call,
     cast_source,
     dtype_of,
+    either,
     packet_of,
     part_of,
 )
@@ -47,6 +51,38 @@ def _turned(value: Any, found: Found) -> Iterator[Found]:
                     yield each.binding("x", one.source).through(value, *one.calls, *other.calls)
 
 
+def _by_pairs(value: Any, found: Found) -> Iterator[Found]:
+    """All of a row, of which the first and the second elements of pairs are turned apart, then joined."""
+    inner = [value]
+    if packet_of(value) in (aten.reshape, aten.flatten) and packet_of(value.args[0]) is aten.stack:
+        value = value.args[0]
+        inner.append(value)
+    if packet_of(value) not in (aten.cat, aten.stack) or not _is_last(value, value.args[1:]) or len(value.args[0]) != 2:
+        return
+    cos, sin = _angle_of_pair("cos"), _angle_of_pair("sin")
+    a, b = bind("first"), bind("second")
+    one = call(aten.sub, call(aten.mul, a, cos), call(aten.mul, b, sin))
+    other = call(aten.add, call(aten.mul, b, cos), call(aten.mul, a, sin))
+    for way in one(value.args[0][0], found.through(*inner)):
+        for each in other(value.args[0][1], way):
+            first, second = part_of(each["first"]), part_of(each["second"])
+            if first is None or second is None or first.source is not second.source:
+                continue
+            width = first.source.meta["val"].shape[-1]
+            is_interleaved, joins_pairs = first.indices.step == 2, packet_of(value) is aten.stack
+            is_split = width % 2 == 0 and (first.indices, second.indices) == _parts_of_pairs(width, is_interleaved)
+            if is_split and (is_interleaved or not joins_pairs):
+                site = each.binding("x", first.source).binding("width", width).binding("interleaved", is_interleaved)
+                yield site.binding("apart", not joins_pairs and is_interleaved).through(*first.calls, *second.calls)
+
+
+def _parts_of_pairs(width: int, is_interleaved: bool) -> tuple[range, range]:
+    """Where the first and the second elements of pairs lie."""
+    if is_interleaved:
+        return range(0, width, 2), range(1, width, 2)
+    return range(width // 2), range(width // 2, width)
+
+
 def _rotated(value: Any, found: Found) -> Iterator[Found]:
     """Each pair (a, b) of x as (-b, a)."""
     inner = [value]
@@ -63,11 +99,7 @@ def _rotated(value: Any, found: Found) -> Iterator[Found]:
         return
     width = first.source.meta["val"].shape[-1]
     is_interleaved = packet_of(value) is aten.stack
-    if is_interleaved:
-        wanted = (range(0, width, 2), range(1, width, 2))
-    else:
-        wanted = (range(width // 2), range(width // 2, width))
-    if (first.indices, second.indices) == wanted and width % 2 == 0:
+    if (first.indices, second.indices) == _parts_of_pairs(width, is_interleaved) and width % 2 == 0:
         inside = found.binding("interleaved", is_interleaved).binding("width", width)
         inside = inside.through(*inner, negated, *first.calls, *second.calls)
         yield from bind("x")(first.source, inside)
@@ -87,6 +119,20 @@ def _angle(name: str) -> Pattern:
         angles, heads = spread.args
         kind = (heads % 4, repeated)
         if found["kind"] in (None, kind) and (repeated or _is_doubled(angles)):
+            yield found.binding("kind", kind).binding(name, angles)
+
+    return match
+
+
+def _angle_of_pair(name: str) -> Pattern:
+    """Angles for each pair [batch or 1, positions, width / 2], with a dimension for heads put in."""
+
+    def match(value: Any, found: Found) -> Iterator[Found]:
+        if packet_of(value) is not aten.unsqueeze or value.meta["val"].dim() != 4:
+            return
+        angles, heads = value.args
+        kind = (heads % 4, True)
+        if found["kind"] in (None, kind) and found[name] in (None, angles):
             yield found.binding("kind", kind).binding(name, angles)
 
     return match
@@ -124,14 +170,15 @@ def _fits(site: Site) -> bool:
     )
     is_alike = same_shape(site.result.shape, x.shape) and site.result.dtype == x.dtype
     is_constant = not {site["cos"], site["sin"]} & site.varying
-    return fits and is_alike and is_constant and is_repeated == site["interleaved"]
+    is_of_kind = is_repeated == site["interleaved"] or site["first"] is not None
+    return fits and is_alike and is_constant and is_of_kind
 
 
 def _together(site: Site) -> Hashable:
     """What queries and keys have in common."""
     facts, (heads, _) = facts_of(site.root), site["kind"]
     sizes = tuple(str(size) for d, size in enumerate(site.value("x").shape) if d != heads)
-    angles = (site["cos"], site["sin"], site["width"], site["kind"])
+    angles = (site["cos"], site["sin"], site["width"], site["kind"], site["interleaved"], site["apart"])
     return (*angles, sizes, dtype_of(site["x"]), facts.layer, facts.checkpoint)
 
 
@@ -154,11 +201,12 @@ def _write(writer: Writer) -> Replacements:
         angles = [first["cos"], first["sin"]]
         if not is_repeated:
             angles = [writer.call(aten.slice.Tensor, angle, 2, 0, first["width"] // 2) for angle in angles]
-        turned = writer.call(ROTARY, *tensors, *angles, is_repeated, False)
+        options = (first["interleaved"], False, *([True] if first["apart"] else []))
+        turned = writer.call(ROTARY, *tensors, *angles, *options)
         found = [writer.item(turned, index) for index in (0, 1)]
         if heads == 2:
             found = [writer.call(aten.transpose.int, x, 1, 2) for x in found]
         return {site.root: x for site, x in zip(sites, found, strict=True)}
 
 
-FUSIONS = (Fusion("rotary", FAMILY, _turned, of="x", fits=_fits, write=_write, together=_together),)
+FUSIONS = (Fusion("rotary", FAMILY, either(_turned, _by_pairs), of="x", fits=_fits, write=_write, together=_together),)

@@ -87,6 +87,7 @@ VIEWS = {
     "summary": [],
     "passes": [],
     "communication": [],
+    "kernels": [],
     "memory": [],
     "schedule": [],
     "graph": [],

@@ -36,7 +36,12 @@ def test_what_the_passes_make_agrees_with_the_model(name: str, text: str) -> Non
     verdict = check(model, (), batch, Plan.parse(text).resolve(2))
     assert torch.equal(torch.get_rng_state(), state), "the user's generator is left alone"
     assert verdict.guilty is None and verdict.node is None, verdict
-    assert [each.name for each in verdict.comparisons][:4] == ["capture", "canonicalize", "state_causal", "differentiate"]
+    assert [each.name for each in verdict.comparisons][:4] == [
+        "capture",
+        "canonicalize",
+        "state_causal",
+        "differentiate",
+    ]
 
 
 @pytest.mark.parametrize(("name", "text"), SPLIT)

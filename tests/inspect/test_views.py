@@ -79,6 +79,13 @@ def test_text_values_and_drawing(name: str, inspection: Inspection, other: Inspe
     assert len(parsed.get_edges()) == len(view.drawing().arrows)
 
 
+def test_kernels_are_told_with_the_reason_of_each_choice() -> None:
+    view = summary.kernels(inspected(plan="kernels=auto"))
+    first, *others = view.values()["kernels"]
+    assert first["why"].startswith("torch.float32 on cpu, rows of ") and first["variant"] == "cuda" and others
+    assert first["operator"] in _text(view) and len(view.drawing().boxes) == 1 + len(others)
+
+
 def test_folds_hold_every_node_once(inspection: Inspection) -> None:
     stage = inspection.stages[-1]
     folds = fold(stage.nodes, inspection.repeats)

@@ -46,5 +46,5 @@ def test_what_may_be_alive_is_for_a_search() -> None:
 
 
 def test_a_name_that_is_none_is_told_the_nearest() -> None:
-    with pytest.raises(PlanError, match="no schedule is called 'serch'.*search"):
+    with pytest.raises(PlanError, match=r"no schedule is called 'serch'.*search"):
         planned_schedule(_plan("pipeline=serch"))

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from graphopt.ir import Program
 from graphopt.passes.base import PassContext
 from graphopt.passes.fuse import Fuse
 from tests.support.forward import forward_program
@@ -31,13 +33,23 @@ class _Model(nn.Module):
 
 
 def _fused(function: _Forward, dtype: torch.dtype = torch.float32) -> dict[str, int | float | str]:
+    """How often each operator is put in."""
+    return _run(function, dtype)[1].statistics
+
+
+def _calls(function: _Forward, dtype: torch.dtype = torch.float32) -> list[fx.Node]:
+    """The program's calls when it is fused."""
+    return _run(function, dtype)[0].compute_nodes()
+
+
+def _run(function: _Forward, dtype: torch.dtype) -> tuple[Program, PassContext]:
     def batch() -> dict[str, Tensor]:
         return {"x": torch.randn(2, 3, _WIDTH, dtype=dtype), "y": torch.randn(2, 3, _WIDTH, dtype=dtype)}
 
     program = forward_program(Entry(lambda: _Model(function, dtype), batch))
     context = PassContext(program.placeholders[0].meta["val"].fake_mode, {"dp": 1}, {})
     Fuse().run(program, context)
-    return context.statistics
+    return program, context
 
 
 def _inverse(x: Tensor) -> Tensor:
@@ -138,6 +150,35 @@ def test_casts_between_are_read_through() -> None:
     assert _fused(lambda m, x, y: F.silu(x.float()).to(y.dtype) * y, torch.bfloat16) == {"gated": 1}
 
 
+def test_the_result_may_be_cast_to_fewer_digits_but_not_to_more() -> None:
+    """What is rounded on the way would not be."""
+
+    def narrowed(m: _Model, x: Tensor, y: Tensor) -> Tensor:
+        return (m.weight * (x * _inverse(x))).bfloat16()
+
+    def widened(m: _Model, x: Tensor, y: Tensor) -> Tensor:
+        return (m.weight * _rounded(x)).float()
+
+    dtypes = [
+        [node.meta["val"][0].dtype for node in _calls(function, dtype) if "rms_norm" in str(node.target)]
+        for function, dtype in ((narrowed, torch.float32), (widened, torch.bfloat16))
+    ]
+    assert dtypes == [[torch.bfloat16], [torch.bfloat16]]
+
+
+@pytest.mark.parametrize("read", ["once", "twice", "in evaluation", "on both sides"])
+def test_a_dropout_that_the_sum_alone_reads_goes_along(read: str) -> None:
+    def function(m: _Model, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        dropped = F.dropout(x, 0.5, read != "in evaluation")
+        total = dropped + (dropped if read == "on both sides" else y)
+        return m.weight * (total * _inverse(total)), *([dropped] if read == "twice" else [])
+
+    names = [str(node.target) for node in _calls(function)]
+    assert names.count("graphopt.add_rms_norm.default") == 1
+    assert names.count("graphopt.dropout_mask.default") == (read == "once")
+    assert names.count("aten.native_dropout.default") == (read in ("twice", "on both sides"))
+
+
 def test_what_no_kernel_takes_is_left_alone() -> None:
     assert _fused(lambda m, x, y: m.weight * (x * _inverse(x)), torch.float64) == {}
 
@@ -171,3 +212,29 @@ def test_queries_and_keys_are_turned_together_by_angles_of_pairs() -> None:
     assert _fused(_rotary(True, True)) == {"rotary": 1}
     assert _fused(_rotary(False, True)) == {}
     assert _fused(_rotary(True, False)) == {}
+
+
+@pytest.mark.parametrize(
+    ("beside", "joined", "options"),
+    [
+        (True, torch.cat, (True, False, True)),
+        (True, lambda pair, dim: torch.stack(pair, dim).flatten(-2), (True, False)),
+        (False, torch.cat, (False, False)),
+    ],
+)
+def test_pairs_may_be_turned_one_half_at_a_time(beside: bool, joined: Any, options: tuple[bool, ...]) -> None:
+    """Those that lie side by side may come out half a width apart, as in DeepSeek."""
+
+    def function(m: _Model, x: Tensor, y: Tensor, is_turn: bool = True) -> tuple[Tensor, ...]:
+        angle = torch.arange(12.0).view(1, 3, 4)
+        cos, sin = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+        found = []
+        for rows in (x.view(1, 2, 3, _WIDTH), y.view(1, 2, 3, _WIDTH)):
+            a, b = (rows[..., 0::2], rows[..., 1::2]) if beside else (rows[..., :4], rows[..., 4:])
+            other = b * cos + a * sin if is_turn else b * cos - a * sin
+            found.append(joined((a * cos - b * sin, other), -1))
+        return tuple(found)
+
+    (call,) = (node for node in _calls(function) if "rotary" in str(node.target))
+    assert call.args[4:] == options
+    assert _fused(lambda m, x, y: function(m, x, y, False)) == {}

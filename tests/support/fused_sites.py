@@ -2,9 +2,8 @@
 
 ``python -m tests.support.fused_sites`` writes the latter down anew.
 
-Not marked: DeepSeek's rotary embedding, which takes pairs side by side and leaves them half a width apart; CLIP's
-activation, x * sigmoid(1.702 x); GELU behind a convolution or a product without bias. BLOOM is missing: its activation
-is a torch.autograd.Function, which capture refuses.
+Not marked: CLIP's activation, x * sigmoid(1.702 x); GELU behind a convolution or a product without bias. BLOOM is
+missing: its activation is a torch.autograd.Function, which capture refuses.
 """
 
 import json
@@ -34,7 +33,7 @@ EXPECTED: dict[str, tuple[int, int, int, int, int]] = {
     ),  # two a layer of the encoder, three of the decoder, and at the end of each; its activation is ReLU
     "vit": (5, 0, 2, 0, 1),
     "mixtral": (5, 2, 0, 2, 1),
-    "deepseek": (9, 3, 0, 0, 1),  # two more a layer, of what queries and keys are made of; shared experts
+    "deepseek": (9, 3, 0, 2, 1),  # two more a layer, of what queries and keys are made of; shared experts
     "mamba": (3, 2, 0, 0, 1),
     "whisper": (12, 0, 4, 0, 1),
     "clip": (11, 0, 0, 0, 0),

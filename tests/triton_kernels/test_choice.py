@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graphopt.triton_kernels import choice
-from graphopt.triton_kernels.choice import Choice, Family, KernelError, mode_of_kernels
+from graphopt.triton_kernels.choice import VARIABLE, Choice, Family, KernelError, asked, decided, mode_of_kernels
 from graphopt.triton_kernels.norms.op import NORMS, RMS_NORM
 from tests.support.kernels import in_interpreter, mode
 
@@ -40,7 +40,7 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize("asked", ["reference", "off"])
 def test_the_reference_is_had_by_asking(asked) -> None:
     with mode(asked):
-        assert WITH_NATIVE.choose(torch.ones(2, 3)) == Choice("reference", f"GRAPHOPT_KERNELS={asked}")
+        assert WITH_NATIVE.choose(torch.ones(2, 3)) == Choice("reference", f"kernels={asked}")
 
 
 def test_by_itself_the_cpu_has_native_code_or_the_reference() -> None:
@@ -71,7 +71,7 @@ def test_without_triton_the_reference_runs(gpu, monkeypatch) -> None:
 
 def test_triton_on_the_cpu_needs_its_interpreter() -> None:
     with in_interpreter():
-        assert FAMILY.choose(torch.ones(2, 3)) == Choice("triton", "GRAPHOPT_KERNELS=triton")
+        assert FAMILY.choose(torch.ones(2, 3)) == Choice("triton", "kernels=triton")
     with mode("triton"), pytest.raises(KernelError, match=r"triton, but norms: on cpu, without .*; cuda takes it"):
         RMS_NORM(torch.ones(2, 3), None, 1e-6, 0.0, False)
 
@@ -83,6 +83,30 @@ def test_what_cannot_be_had_is_an_error() -> None:
         WITH_NATIVE.choose(torch.ones(2, 3).double())
     with mode("tritn"), pytest.raises(KernelError, match="GRAPHOPT_KERNELS is 'tritn': the nearest is 'triton'"):
         mode_of_kernels()
+
+
+def test_on_a_gpu_the_choice_says_how_much_is_read_at_once(gpu) -> None:
+    gpu(9, 0)
+    with mode("auto"):
+        wide, odd = (WITH_NATIVE.choose(_OnGpu((4, width), torch.bfloat16)).why for width in (64, 63))
+    assert wide == "torch.bfloat16 on cuda:0, rows of 64, compute capability 9.0"
+    assert odd.endswith("2 bytes at a time: rows are no multiples of 16")
+
+
+def test_what_was_decided_for_a_program_holds_whatever_the_environment_says() -> None:
+    with mode("triton"), decided("reference"):
+        assert WITH_NATIVE.choose(torch.ones(2, 3)) == Choice("reference", "kernels=reference")
+        with decided(None):
+            assert mode_of_kernels() == "triton"
+    with mode("triton"):
+        assert mode_of_kernels() == "triton"
+
+
+def test_the_environment_stands_in_the_place_of_what_is_planned(monkeypatch) -> None:
+    with mode("reference"):
+        assert asked("cuda") == "reference"
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert asked("cuda") == "cuda" and asked() == "auto"
 
 
 def test_norms_are_computed_up_to_the_widest_row(gpu) -> None:

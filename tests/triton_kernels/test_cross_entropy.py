@@ -10,6 +10,7 @@ from graphopt._torch import TorchDispatchMode
 from graphopt.triton_kernels.cross_entropy import kernel
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY, CROSS_ENTROPY_BACKWARD, CROSS_ENTROPY_BACKWARD_
+from graphopt.triton_kernels.cross_entropy.reference import Options
 from tests.support.kernels import WAYS, assert_near, computed_by, gradients, in_interpreter, mode
 
 IGNORED = -100
@@ -110,8 +111,8 @@ def test_a_target_that_is_no_class_is_an_error_or_no_number() -> None:
     with pytest.raises(ValueError, match="targets have 8, which is neither a class, from 0 to 7, nor ignore_index"):
         CROSS_ENTROPY(logits, targets, IGNORED, 0.0, 0.0)
     with in_interpreter():
-        loss, lse = kernel.cross_entropy(logits, targets, IGNORED, 0.0, 0.0)
-        of_logits = kernel.cross_entropy_backward(logits, torch.ones(2), targets, lse, IGNORED, 0.0, 0.0)
+        loss, lse = kernel.cross_entropy(logits, targets, Options(IGNORED, 0.0, 0.0))
+        of_logits = kernel.cross_entropy_backward(logits, torch.ones(2), targets, lse, Options(IGNORED, 0.0, 0.0))
     assert loss.isnan().tolist() == [False, True]
     assert of_logits.isnan().all(1).tolist() == [False, True]
 

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from graphopt.ir.effects import draws
+from graphopt.triton_kernels.norms.dropout import DROPOUT_MASK
 from graphopt.triton_kernels.norms.op import (
     ADD_LAYER_NORM,
     ADD_RMS_NORM,
@@ -168,20 +170,107 @@ def test_no_row_gives_no_row_and_gradients_of_zero(way) -> None:
             assert y.shape == (0, 8) and not of_weight.any()
 
 
+@pytest.mark.parametrize(("way", "dtype"), [*KERNELS, ("reference", torch.float64)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 33), (70, 32), (5,)])
+def test_a_summand_may_be_what_dropout_leaves(shape, way, dtype) -> None:
+    tensors = _drawn(shape, dtype)
+    mask, scale = torch.rand(shape) < 0.7, 1 / 0.7
+
+    def dropped(function):
+        return lambda x, *others: function(x * mask * scale, *others)
+
+    with computed_by(way):
+        _compare(
+            lambda x, r, w: ADD_RMS_NORM(x, r, w, EPSILON, 1.0, False, mask, scale)[:2],
+            dropped(lambda *t: _torch_rms(*t, offset=1.0)),
+            tensors[:3],
+            2,
+        )
+        _compare(
+            lambda x, r, w, b: ADD_LAYER_NORM(x, r, w, b, EPSILON, mask, scale)[:2], dropped(_torch_layer), tensors, 2
+        )
+
+
+def test_what_is_streamed_may_be_dropped_out() -> None:
+    tensors, mask = _drawn((2, 16400), torch.float32), torch.rand(2, 16400) < 0.5
+    with in_interpreter():
+        _compare(
+            lambda x, r, w, b: ADD_LAYER_NORM(x, r, w, b, EPSILON, mask, 2.0)[:2],
+            lambda x, *others: _torch_layer(x * mask * 2.0, *others),
+            tensors,
+            4,
+        )
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("given", "wanted"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_the_result_may_be_of_another_dtype(given, wanted, way) -> None:
+    """Rounded once, from float32; gradients of x are of the dtype of x."""
+    x, residual = torch.randn(2, 6, 40).to(given)
+    weight, bias = torch.randn(2, 40)
+
+    def ours(x, residual):
+        return (
+            RMS_NORM(x, weight, EPSILON, 0.0, False, wanted)[0],
+            ADD_RMS_NORM(x, residual, weight, EPSILON, 0.0, False, dtype=wanted)[0],
+            LAYER_NORM(x, weight, bias, EPSILON, wanted)[0],
+            ADD_LAYER_NORM(x, residual, weight, bias, EPSILON, dtype=wanted)[0],
+        )
+
+    def theirs(x, residual):
+        rows = (weight.double(), bias.double())
+        total = x + residual
+        total = total + ((x + residual).to(given).double() - total).detach()  # rounded as a sum is
+        return (
+            _torch_rms(x, None, rows[0]),
+            _torch_rms(total, None, rows[0]),
+            _torch_layer(x, None, *rows),
+            _torch_layer(total, None, *rows),
+        )
+
+    with computed_by(way):
+        found = ours(x, residual)
+        seeds = [torch.randn_like(y) for y in found]
+        of_ours = gradients(ours, [x, residual], seeds)
+    assert all(y.dtype == wanted for y in found)
+    assert_near(found, theirs(x.double(), residual.double()), 2)
+    of_theirs = gradients(theirs, [x.double(), residual.double()], _double(seeds))
+    assert [each.dtype for each in of_ours] == [given, given]
+    assert_near(of_ours, of_theirs, 4)
+
+
+def test_the_mask_of_a_dropout_is_drawn_as_by_torch() -> None:
+    for x in (torch.randn(50, 7), torch.randn(7, 50).t(), torch.randn(3, 4, dtype=torch.bfloat16)):
+        torch.manual_seed(3)
+        wanted = torch.native_dropout(x, 0.3, True)[1]
+        torch.manual_seed(3)
+        found = DROPOUT_MASK(x, 0.3)
+        assert torch.equal(found, wanted) and found.stride() == wanted.stride()
+    assert not DROPOUT_MASK(x, 1.0).any() and DROPOUT_MASK(x, 0.0).all()
+    assert draws(DROPOUT_MASK, (), {})
+    with pytest.raises(ValueError, match=r"dropout_mask: p is 1\.5"):
+        DROPOUT_MASK(x, 1.5)
+
+
 def test_operators_are_what_they_declare() -> None:
     x, residual, weight, bias = (t.requires_grad_() for t in _drawn((3, 8), torch.float64) if t is not None)
     for dtype in (torch.float64, torch.bfloat16):
         x, residual, weight, bias = (t.requires_grad_() for t in _drawn((3, 8), dtype) if t is not None)
         statistics = torch.ones(3, dtype=torch.promote_types(dtype, torch.float32))
-        y, of_sum = x.detach(), residual.detach()
+        y, of_sum, mask = x.detach(), residual.detach(), torch.rand(3, 8) < 0.5
         calls = [
             (RMS_NORM, (x, weight, EPSILON, 0.0, False)),
             (RMS_NORM, (x.t(), None, EPSILON, 0.0, False)),
             (ADD_RMS_NORM, (x, residual, weight, EPSILON, 1.0, True)),
             (LAYER_NORM, (x, weight, bias, EPSILON)),
             (ADD_LAYER_NORM, (x, residual, weight, None, EPSILON)),
+            (LAYER_NORM, (x, weight, bias, EPSILON, torch.float32)),
+            (ADD_RMS_NORM, (x, residual, weight, EPSILON, 1.0, True, mask, 2.0, torch.bfloat16)),
+            (ADD_LAYER_NORM, (x, residual, weight, bias, EPSILON, mask, 2.0)),
             (RMS_NORM_BACKWARD, (y, y, weight.detach(), statistics, of_sum, 0.0)),
             (LAYER_NORM_BACKWARD, (y, y, weight.detach(), None, statistics, statistics, None)),
+            (RMS_NORM_BACKWARD, (y.float(), y, weight.detach(), statistics, of_sum, 0.0, mask, 2.0)),
+            (LAYER_NORM_BACKWARD, (y, y, weight.detach(), None, statistics, statistics, None, mask, 2.0)),
         ]
         for operator, arguments in calls:
             torch.library.opcheck(operator, arguments)
@@ -211,6 +300,8 @@ def test_a_second_derivative_is_refused() -> None:
         (lambda x: LAYER_NORM(x, x[0], x[0].long(), EPSILON), r"layer_norm: bias is int64"),
         (lambda x: ADD_LAYER_NORM(x, x.double(), None, None, EPSILON), r"residual is float64 .*not float32"),
         (lambda x: RMS_NORM_BACKWARD(x, x, None, x, None, 0.0), r"rms_norm_backward: inverse"),
+        (lambda x: ADD_LAYER_NORM(x, x, None, None, EPSILON, x), r"add_layer_norm: mask is float32 .*not bool"),
+        (lambda x: LAYER_NORM(x, None, None, EPSILON, torch.int64), r"layer_norm: dtype is torch.int64"),
     ],
 )
 def test_bad_arguments_are_named(call, message) -> None:

@@ -8,7 +8,9 @@ import torch
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
+from graphopt.triton_kernels.cross_entropy.reference import Options
 from graphopt.triton_kernels.norms import kernel as norms
+from graphopt.triton_kernels.norms.reference import Norm
 from graphopt.triton_kernels.quantization.blocks import kernel as blocks
 from graphopt.triton_kernels.quantization.scaled import kernel as scaled
 from graphopt.triton_kernels.quantization.weights import kernel as weights
@@ -76,7 +78,7 @@ def test_what_is_read_at_once_follows_from_how_rows_lie() -> None:
     for stride in (4096, 4099):
         x = torch.empty_strided((64, 4096), (stride, 1), dtype=torch.bfloat16, device="meta")
         with _triton.compiling(90) as compiled:
-            norms.rms_norm(x, None, 1e-6, 0.0, False)
+            norms.forward(x, None, None, None, None, Norm(1e-6, False))
         loads += [kernel.load for kernel in compiled]
     assert loads == [16, 2]
 
@@ -88,13 +90,11 @@ def test_sizes_of_one_compile_too() -> None:
     target = torch.empty(1, dtype=torch.int64, device="meta")
     values = torch.empty(1, 1, dtype=torch.int8, device="meta")
     with _triton.compiling(90) as compiled:
-        norms.add_rms_norm(x, x, row, 1e-6, 0.0, False)
-        norms.layer_norm_backward(x, x, row, row, of_row, of_row, x)
+        norms.forward(x, x, x.bool(), row, None, Norm(1e-6, False))
+        norms.backward(x, x, x.bool(), row, row, of_row, of_row, x, Norm(1e-6, True))
         activations.gated_backward(x, x, x, "silu")
         activations.bias_activation_backward(x, x, row, "gelu")
         rotary.rotary(q, q, angle, angle, True, False)
-        cross_entropy.cross_entropy(x, target, 1, 1.0, 1.0)
-        cross_entropy.cross_entropy_backward(x, of_row, target, of_row, 1, 1.0, 1.0)
         weights.quantized_linear(x, values, x, x, row, 8)
         weights.dequantize_weight(values.to(torch.uint8), x, None, 4, torch.float32)
         scaled.quantize_rows(x, torch.int8)
@@ -102,4 +102,8 @@ def test_sizes_of_one_compile_too() -> None:
         scaled.scaled_mm(values, of_row, values, row[0], row, torch.float32)
         blocks.quantize_blocks(row, 4, 16, target[0])
         blocks.dequantize_blocks(values.expand(1, 16), of_row, 8, 1, torch.float32)
-    assert len(compiled) == 15
+        cross_entropy.cross_entropy(x, target, Options(1, 1.0, 1.0))
+        cross_entropy.cross_entropy_backward(x, of_row, target, of_row, Options(1, 1.0, 1.0))
+        cross_entropy.cross_entropy_part(x, target, True)
+        cross_entropy.cross_entropy_part_backward(x, target, of_row, of_row, of_row, None)
+    assert len(compiled) == 17

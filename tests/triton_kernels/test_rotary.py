@@ -85,14 +85,36 @@ def test_the_inverse_undoes_and_is_the_derivative() -> None:
     q, k = (torch.randn(2, heads, 3, 10, dtype=torch.float64, requires_grad=True) for heads in (4, 2))
     angles = torch.randn(1, 3, 4).double()
     turn = (angles.cos(), angles.sin())
-    for interleaved in (False, True):
-        there = ROTARY(q, k, *turn, interleaved, False)
-        assert_near(ROTARY(*there, *turn, interleaved, True), (q, k))
-        torch.library.opcheck(ROTARY, (q, k, *turn, interleaved, False))
-        assert torch.autograd.gradcheck(lambda *t, i=interleaved: ROTARY(*t, *turn, i, False), (q, k))
-        assert torch.autograd.gradgradcheck(lambda *t, i=interleaved: ROTARY(*t, *turn, i, False), (q, k))
-    turned = q.transpose(1, 2)
-    torch.library.opcheck(ROTARY, (turned, turned, *(t[:, :1].expand(1, 4, 4) for t in turn), True, True))
+    for interleaved, *apart in ([False], [True], [True, True]):
+        there = ROTARY(q, k, *turn, interleaved, False, *apart)
+        assert_near(ROTARY(*there, *turn, interleaved, True, *apart), (q, k))
+        torch.library.opcheck(ROTARY, (q, k, *turn, interleaved, False, *apart))
+
+        def turned(*tensors, options=(interleaved, False, *apart)):
+            return ROTARY(*tensors, *turn, *options)
+
+        assert torch.autograd.gradcheck(turned, (q, k))
+        assert torch.autograd.gradgradcheck(turned, (q, k))
+    other = q.transpose(1, 2)
+    torch.library.opcheck(ROTARY, (other, other, *(t[:, :1].expand(1, 4, 4) for t in turn), True, True))
+
+
+@pytest.mark.parametrize(
+    ("way", "dtype"), [("reference", torch.float64), ("triton", torch.bfloat16), ("cuda", torch.float32)], ids=str
+)
+def test_pairs_side_by_side_may_come_out_half_a_width_apart(way, dtype) -> None:
+    """As in DeepSeek; what is not turned stays behind them."""
+    q, k = torch.randn(2, 3, 4, 14).to(dtype), torch.randn(2, 1, 4, 14).to(dtype)
+    turn = (torch.rand(1, 4, 6).to(dtype), torch.rand(1, 4, 6).to(dtype))
+    order = [*range(0, 12, 2), *range(1, 12, 2), 12, 13]
+    with computed_by(way):
+        beside = ROTARY(q, k, *turn, True, False)
+        apart = ROTARY(q, k, *turn, True, False, True)
+        back = ROTARY(*apart, *turn, True, True, True)
+        assert_near(apart, [x[..., order] for x in beside])
+        assert_near(back, ROTARY(*beside, *turn, True, True))
+    with pytest.raises(ValueError, match="rotary: apart is True, which goes with interleaved"):
+        ROTARY(q, k, *turn, False, False, True)
 
 
 @pytest.mark.parametrize(

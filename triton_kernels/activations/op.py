@@ -78,6 +78,7 @@ GATED_BACKWARD = define(
     "gated_backward(Tensor gradient, Tensor gate, Tensor up, str activation) -> (Tensor, Tensor)",
     _gated_backward,
     lambda gradient, gate, up, activation: (_like(gate), _like(up)),
+    family=FAMILY,
 )
 GATED = define(
     "gated(Tensor gate, Tensor up, str activation) -> Tensor",
@@ -85,11 +86,13 @@ GATED = define(
     lambda gate, up, activation: _like(gate),
     save=_save,
     backward=_of_gated,
+    family=FAMILY,
 )
 BIAS_ACTIVATION_BACKWARD = define(
     "bias_activation_backward(Tensor gradient, Tensor x, Tensor? bias, str activation) -> (Tensor, Tensor)",
     _bias_activation_backward,
     lambda gradient, x, bias, activation: (_like(x), _of_bias(bias, x)),
+    family=FAMILY,
 )
 BIAS_ACTIVATION = define(
     "bias_activation(Tensor x, Tensor? bias, str activation) -> Tensor",
@@ -97,4 +100,5 @@ BIAS_ACTIVATION = define(
     lambda x, bias, activation: _like(x),
     save=_save,
     backward=_of_biased,
+    family=FAMILY,
 )

@@ -8,12 +8,13 @@ Liger Kernel (Hsu et al. 2024, arXiv:2410.10989): three products in all, where t
 takes four. That of the weight is summed in float32 at least.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY, CROSS_ENTROPY_BACKWARD_
+from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY, CROSS_ENTROPY_BACKWARD_, FAMILY, exact
 from graphopt.triton_kernels.registration import check_floating, define, describe
 
 _LEAST_CHUNK = 1024  # tokens: fewer leave a product of matrices short of work
@@ -32,14 +33,11 @@ def _linear_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum, and the gradients of hidden and weight; each empty that is not asked for."""
     _check(hidden, weight, targets, scales)
-    total = torch.zeros((), dtype=_exact(hidden), device=hidden.device)
+    total = torch.zeros((), dtype=exact(hidden), device=hidden.device)
     hidden_gradient = hidden.new_empty(hidden.shape if of_hidden else 0)
-    weight_sum = torch.zeros(weight.shape if of_weight else 0, dtype=_exact(hidden), device=hidden.device)
+    weight_sum = torch.zeros(weight.shape if of_weight else 0, dtype=exact(hidden), device=hidden.device)
     options = (ignore_index, label_smoothing, z_loss)
-    # Tokens whose logits take about as much memory as all of hidden.
-    chunk = max(_LEAST_CHUNK, hidden.numel() // max(1, len(weight)))
-    for first in range(0, len(hidden), chunk):
-        own = slice(first, first + chunk)
+    for own in chunks(hidden, weight):
         logits = hidden[own] @ weight.t()
         losses, lse = CROSS_ENTROPY(logits, targets[own], *options)
         total += (losses * scales[own]).sum()
@@ -52,29 +50,36 @@ def _linear_cross_entropy(
     return total, hidden_gradient, weight_sum.to(weight.dtype)
 
 
-def _check(hidden: Tensor, weight: Tensor, targets: Tensor, scales: Tensor) -> None:
-    operator = "linear_cross_entropy"
+def chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Tokens whose logits take about as much memory as all of hidden, but not too few."""
+    chunk = max(_LEAST_CHUNK, hidden.numel() // max(1, len(weight)))
+    return (slice(first, first + chunk) for first in range(0, len(hidden), chunk))
+
+
+def check_linear(operator: str, hidden: Tensor, weight: Tensor) -> None:
+    """Raises ValueError unless the argument `weight` is a matrix for the argument `hidden`."""
     check_floating(operator, "hidden", hidden)
     if hidden.dim() != 2:
         raise ValueError(f"{operator}: hidden is {describe(hidden)}, not [tokens, width]")
     alike = weight.dtype == hidden.dtype and weight.device == hidden.device
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or not alike:
         raise ValueError(f"{operator}: weight is {describe(weight)}, which does not fit hidden, {describe(hidden)}")
-    for name, of_token, dtype in (("targets", targets, torch.int64), ("scales", scales, _exact(hidden))):
+
+
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor, scales: Tensor) -> None:
+    operator = "linear_cross_entropy"
+    check_linear(operator, hidden, weight)
+    for name, of_token, dtype in (("targets", targets, torch.int64), ("scales", scales, exact(hidden))):
         if of_token.shape != hidden.shape[:1] or of_token.dtype != dtype or of_token.device != hidden.device:
             raise ValueError(
                 f"{operator}: {name} is {describe(of_token)}, not {dtype} [{len(hidden)}] on {hidden.device}"
             )
 
 
-def _exact(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _fake(hidden: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, of_hidden, of_weight = others
     return (
-        hidden.new_empty((), dtype=_exact(hidden)),
+        hidden.new_empty((), dtype=exact(hidden)),
         hidden.new_empty(hidden.shape if of_hidden else 0),
         weight.new_empty(weight.shape if of_weight else 0),
     )
@@ -104,4 +109,5 @@ LINEAR_CROSS_ENTROPY = define(
     _fake,
     save=_save,
     backward=_backward,
+    family=FAMILY,
 )

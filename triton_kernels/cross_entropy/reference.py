@@ -7,54 +7,57 @@ arXiv:2204.02311):
     loss = (1 - s) * (lse - logit of the target) + s * (lse - mean of the logits) + z * lse^2
 
 Both a loss and lse are zero where the target is `ignore_index`, and at least of float32.
+
+Of logits of which other ranks have the other classes, a part is what these numbers follow from: the largest logit, the
+sum of the exponentials of what logits are above it, the logit of the target, and the sum of all (Shoeybi et al. 2019,
+arXiv:1909.08053, section 3). There a target is counted from the first class of the part, -1 if it is not in it.
 """
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor
 
+from graphopt.cuda_ext import reference
 
-def cross_entropy(
-    logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float, z_loss: float
-) -> tuple[Tensor, Tensor]:
+
+class Options(NamedTuple):
+    """Of a loss, in the order in which operators take them."""
+
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """loss and lse of each token."""
-    wide = logits.contiguous().to(torch.promote_types(logits.dtype, torch.float32))
-    lse = wide.logsumexp(-1)
-    ignored = targets == ignore_index
-    chosen = wide.gather(-1, targets.masked_fill(ignored, 0).unsqueeze(-1)).squeeze(-1)
-    loss = (1 - label_smoothing) * (lse - chosen) + z_loss * lse.square()
-    if label_smoothing:
-        loss = loss + label_smoothing * (lse - wide.mean(-1))
-    return loss.masked_fill(ignored, 0), lse.masked_fill(ignored, 0)
+    return reference.cross_entropy(logits, targets, **options._asdict())
 
 
-def cross_entropy_backward(
-    logits: Tensor,
-    gradient: Tensor,
-    targets: Tensor,
-    lse: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-) -> Tensor:
+def cross_entropy_backward(logits: Tensor, gradient: Tensor, targets: Tensor, lse: Tensor, options: Options) -> Tensor:
     """The gradient of logits. gradient: of each loss."""
-    wide = logits.contiguous().to(lse.dtype)
-    ignored = targets == ignore_index
-    of_logits = (wide - lse.unsqueeze(-1)).exp() * (1 + 2 * z_loss * lse).unsqueeze(-1)
-    at = targets.masked_fill(ignored, 0).unsqueeze(-1)
-    of_logits.scatter_add_(-1, at, torch.full_like(at, label_smoothing - 1, dtype=wide.dtype))
-    of_logits -= label_smoothing / logits.shape[-1]
-    of_logits *= gradient.unsqueeze(-1)
-    return of_logits.masked_fill_(ignored.unsqueeze(-1), 0).to(logits.dtype)
+    return reference.cross_entropy_backward(gradient, logits, targets, lse, **options._asdict())
 
 
-def cross_entropy_backward_(
-    logits: Tensor,
-    gradient: Tensor,
-    targets: Tensor,
-    lse: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
+def cross_entropy_backward_(logits: Tensor, gradient: Tensor, targets: Tensor, lse: Tensor, options: Options) -> None:
+    """Puts the gradient of logits in their place."""
+    logits.copy_(cross_entropy_backward(logits, gradient, targets, lse, options))
+
+
+def cross_entropy_part(logits: Tensor, targets: Tensor, has_totals: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """largest, powers, chosen and totals, the last empty if they are not asked for."""
+    largest, powers, chosen, totals = reference.cross_entropy_part(logits, targets, has_totals)
+    return largest, powers, chosen, largest.new_empty(0) if totals is None else totals
+
+
+def cross_entropy_part_backward(
+    logits: Tensor, targets: Tensor, largest: Tensor, of_powers: Tensor, of_chosen: Tensor, of_totals: Tensor | None
+) -> Tensor:
+    """The gradient of logits, from those of what a part gives; the largest has none."""
+    return reference.cross_entropy_part_backward(logits, targets, largest, of_powers, of_chosen, of_totals)
+
+
+def cross_entropy_part_backward_(
+    logits: Tensor, targets: Tensor, largest: Tensor, of_powers: Tensor, of_chosen: Tensor, of_totals: Tensor | None
 ) -> None:
     """Puts the gradient of logits in their place."""
-    logits.copy_(cross_entropy_backward(logits, gradient, targets, lse, ignore_index, label_smoothing, z_loss))
+    logits.copy_(cross_entropy_part_backward(logits, targets, largest, of_powers, of_chosen, of_totals))

@@ -12,9 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from graphopt.triton_kernels.launch import Tile, launch, multiprocessors, power_of_two, rows_of, tile_for
+from graphopt.triton_kernels.norms.reference import Norm
 
 # Forward, a thread has 16 elements of each tensor (32 of the widest). Backward, of up to six tensors, it has 16 bytes
-# (32 of the widest), where widths are of two bytes an element: with more, some variants spill (resources.json).
+# (32 of the widest), where widths are of two bytes an element: with more, some variants spill (resources.json), and of
+# the widest those with a mask.
 _FORWARD = (
     Tile(32, 64, 4), Tile(64, 32, 4), Tile(128, 16, 4), Tile(256, 8, 4), Tile(512, 4, 4), Tile(1024, 2, 4),
     Tile(2048, 1, 4), Tile(4096, 1, 8), Tile(8192, 1, 16), Tile(16384, 1, 16),
@@ -41,8 +43,8 @@ def _weighted(normalized, columns, inside, WEIGHT, BIAS, offset, like, ROUND_FIR
 
 @triton.jit
 def _held_forward(
-    X, RESIDUAL, WEIGHT, BIAS, Y, SUM, MEAN, INVERSE, x_stride, residual_stride, rows, width, epsilon, offset,
-    CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    X, RESIDUAL, MASK, WEIGHT, BIAS, Y, SUM, MEAN, INVERSE, x_stride, residual_stride, rows, width, epsilon, offset,
+    scale, CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)[None, :]
@@ -50,6 +52,8 @@ def _held_forward(
     inside = is_row[:, None] & (columns < width)
     at = row[:, None] * width + columns
     x = tl.load(X + row[:, None] * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    if MASK is not None:
+        x *= tl.load(MASK + at, mask=inside, other=0).to(tl.float32) * scale
     if RESIDUAL is not None:
         x += tl.load(RESIDUAL + row[:, None] * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
         total = x.to(SUM.dtype.element_ty)
@@ -61,14 +65,14 @@ def _held_forward(
         x = tl.where(inside, x - mean[:, None], 0.0)
     inverse = tl.rsqrt(tl.sum(x * x, axis=1) / width + epsilon)
     tl.store(INVERSE + row, inverse, mask=is_row)
-    like = Y.dtype.element_ty
+    like = X.dtype.element_ty
     y = _weighted(x * inverse[:, None], columns, columns < width, WEIGHT, BIAS, offset, like, ROUND_FIRST)
-    tl.store(Y + at, y.to(like), mask=inside)
+    tl.store(Y + at, y.to(Y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _streamed_forward(
-    X, RESIDUAL, WEIGHT, BIAS, Y, SUM, MEAN, INVERSE, x_stride, residual_stride, width, epsilon, offset,
+    X, RESIDUAL, MASK, WEIGHT, BIAS, Y, SUM, MEAN, INVERSE, x_stride, residual_stride, width, epsilon, offset, scale,
     CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -78,6 +82,8 @@ def _streamed_forward(
         columns = first + tl.arange(0, BLOCK)
         inside = columns < width
         x = tl.load(X + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        if MASK is not None:
+            x *= tl.load(MASK + row * width + columns, mask=inside, other=0).to(tl.float32) * scale
         if RESIDUAL is not None:
             x += tl.load(RESIDUAL + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
             total = x.to(SUM.dtype.element_ty)
@@ -104,15 +110,15 @@ def _streamed_forward(
             x = tl.load(SUM + row * width + columns, mask=inside, other=0.0).to(tl.float32)
         else:
             x = tl.load(X + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
-        like = Y.dtype.element_ty
+        like = X.dtype.element_ty
         y = _weighted((x - mean) * inverse, columns, inside, WEIGHT, BIAS, offset, like, ROUND_FIRST)
-        tl.store(Y + row * width + columns, y.to(like), mask=inside)
+        tl.store(Y + row * width + columns, y.to(Y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _held_backward(
-    GRADIENT, X, WEIGHT, MEAN, INVERSE, OF_SUM, OF_X, OF_WEIGHT, OF_BIAS, gradient_stride, x_stride, of_sum_stride,
-    rows, width, offset, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    GRADIENT, X, MASK, WEIGHT, MEAN, INVERSE, OF_SUM, OF_X, OF_DROPPED, OF_WEIGHT, OF_BIAS, gradient_stride, x_stride,
+    of_sum_stride, rows, width, offset, scale, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)[None, :]
     if WEIGHT is not None:
@@ -141,19 +147,23 @@ def _held_backward(
         of_x *= inverse
         if OF_SUM is not None:
             of_x += tl.load(OF_SUM + row[:, None] * of_sum_stride + columns, mask=inside, other=0.0).to(tl.float32)
-        tl.store(OF_X + row[:, None] * width + columns, of_x.to(OF_X.dtype.element_ty), mask=inside)
+        at = row[:, None] * width + columns
+        tl.store(OF_X + at, of_x.to(OF_X.dtype.element_ty), mask=inside)
+        if MASK is not None:
+            of_x *= tl.load(MASK + at, mask=inside, other=0).to(tl.float32) * scale
+            tl.store(OF_DROPPED + at, of_x.to(OF_X.dtype.element_ty), mask=inside)
     column = tl.arange(0, BLOCK)
-    at = tl.program_id(0).to(tl.int64) * width + column
+    partial = tl.program_id(0).to(tl.int64) * width + column
     if OF_WEIGHT is not None:
-        tl.store(OF_WEIGHT + at, tl.sum(of_weight, axis=0), mask=column < width)
+        tl.store(OF_WEIGHT + partial, tl.sum(of_weight, axis=0), mask=column < width)
     if OF_BIAS is not None:
-        tl.store(OF_BIAS + at, tl.sum(of_bias, axis=0), mask=column < width)
+        tl.store(OF_BIAS + partial, tl.sum(of_bias, axis=0), mask=column < width)
 
 
 @triton.jit
 def _streamed_backward(
-    GRADIENT, X, WEIGHT, MEAN, INVERSE, OF_SUM, OF_X, gradient_stride, x_stride, of_sum_stride, width, offset,
-    BLOCK: tl.constexpr,
+    GRADIENT, X, MASK, WEIGHT, MEAN, INVERSE, OF_SUM, OF_X, OF_DROPPED, gradient_stride, x_stride, of_sum_stride,
+    width, offset, scale, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     inverse = tl.load(INVERSE + row)
@@ -186,6 +196,9 @@ def _streamed_backward(
         if OF_SUM is not None:
             of_x += tl.load(OF_SUM + row * of_sum_stride + columns, mask=inside, other=0.0).to(tl.float32)
         tl.store(OF_X + row * width + columns, of_x.to(OF_X.dtype.element_ty), mask=inside)
+        if MASK is not None:
+            of_x *= tl.load(MASK + row * width + columns, mask=inside, other=0).to(tl.float32) * scale
+            tl.store(OF_DROPPED + row * width + columns, of_x.to(OF_X.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -215,98 +228,53 @@ def _columns_backward(
         tl.store(OF_BIAS + at, of_bias, mask=inside)
 
 
-def rms_norm(
-    x: Tensor, weight: Tensor | None, epsilon: float, offset: float, round_first: bool
-) -> tuple[Tensor, Tensor]:
-    y, _, _, inverse = _forward(x, None, weight, None, epsilon, offset, False, round_first)
-    return y, inverse
-
-
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, epsilon: float, offset: float, round_first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, total, _, inverse = _forward(x, residual, weight, None, epsilon, offset, False, round_first)
-    return y, total, inverse
-
-
-def rms_norm_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor | None, inverse: Tensor, of_sum: Tensor | None, offset: float
-) -> tuple[Tensor, Tensor]:
-    of_x, of_weight, _ = _backward(gradient, x, weight, None, None, inverse, of_sum, offset)
-    return of_x, of_weight
-
-
-def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    y, _, mean, inverse = _forward(x, None, weight, bias, epsilon, 0.0, True, False)
-    return y, mean, inverse
-
-
-def add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
+def forward(
+    x: Tensor, residual: Tensor | None, mask: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _forward(x, residual, weight, bias, epsilon, 0.0, True, False)
-
-
-def layer_norm_backward(
-    gradient: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    inverse: Tensor,
-    of_sum: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(gradient, x, weight, bias, mean, inverse, of_sum, 0.0)
-
-
-def _forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    epsilon: float,
-    offset: float,
-    centered: bool,
-    round_first: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, sum, mean and inverse; of sum and mean, what is not asked for is empty."""
     rows = rows_of(x)
     others = None if residual is None else rows_of(residual)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty(x.shape, dtype=norm.dtype or x.dtype, device=x.device)
     total = torch.empty(x.shape if residual is not None else 0, dtype=x.dtype, device=x.device)
     mean, inverse = (
-        torch.empty(x.shape[:-1] if wanted else 0, dtype=torch.float32, device=x.device) for wanted in (centered, True)
+        torch.empty(x.shape[:-1] if wanted else 0, dtype=torch.float32, device=x.device)
+        for wanted in (norm.is_centered, True)
     )
-    pointers = (others, weight, bias, y, total, mean, inverse)
+    pointers = (others, _bytes(mask), weight, bias, y, total, mean, inverse)
     strides = (rows.stride(0), 0 if others is None else others.stride(0))
-    constants = {"CENTERED": centered, "ROUND_FIRST": round_first}
+    numbers = (norm.epsilon, norm.offset, norm.scale)
+    constants = {"CENTERED": norm.is_centered, "ROUND_FIRST": norm.round_first}
     count, width = rows.shape
     tile = tile_for(_FORWARD, width)
     if tile is None:
-        launch(_streamed_forward, count, rows, *pointers, *strides, width, epsilon, offset,
+        launch(_streamed_forward, count, rows, *pointers, *strides, width, *numbers,
                warps=_STREAMED.warps, BLOCK=_STREAMED.width, **constants)  # fmt: skip
     else:
-        launch(_held_forward, triton.cdiv(count, tile.rows), rows, *pointers, *strides, count, width, epsilon, offset,
+        launch(_held_forward, triton.cdiv(count, tile.rows), rows, *pointers, *strides, count, width, *numbers,
                warps=tile.warps, ROWS=tile.rows, BLOCK=power_of_two(width), **constants)  # fmt: skip
     return y, total, mean, inverse
 
 
-def _backward(
-    gradient: Tensor,
+def backward(
     x: Tensor,
+    gradient: Tensor,
+    mask: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor | None,
     inverse: Tensor,
     of_sum: Tensor | None,
-    offset: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    norm: Norm,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, gradients = rows_of(x), rows_of(gradient)
     others = None if of_sum is None else rows_of(of_sum)
     strides = (gradients.stride(0), rows.stride(0), 0 if others is None else others.stride(0))
     count, width = rows.shape
     of_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tile = tile_for(_BACKWARD, width * x.element_size() // 2)
+    dropped = torch.empty(x.shape if mask is not None else 0, dtype=x.dtype, device=x.device)
+    pointers = (gradients, rows, _bytes(mask), weight, mean, inverse, others, of_x, dropped)
+    numbers = (norm.offset, norm.scale)
+    tiles = _BACKWARD if mask is None else _BACKWARD[:-1]
+    tile = tile_for(tiles, width * max(x.element_size(), gradient.element_size()) // 2)
     blocks = triton.cdiv(width, _STREAMED.width)
     if tile is None:
         parts = triton.cdiv(count, max(_ROWS_OF_PARTIAL, triton.cdiv(count * blocks, 8 * multiprocessors(x.device))))
@@ -318,17 +286,20 @@ def _backward(
         for like in (weight, bias)
     )
     if tile is None:
-        launch(_streamed_backward, count, gradients, rows, weight, mean, inverse, others, of_x, *strides, width, offset,
+        launch(_streamed_backward, count, *pointers, *strides, width, *numbers,
                warps=_STREAMED.warps, BLOCK=_STREAMED.width)  # fmt: skip
         if weight is not None or bias is not None:
             launch(_columns_backward, parts * blocks, gradients, rows, mean, inverse, of_weight, of_bias, *strides[:2],
                    count, width, triton.cdiv(count, max(1, parts)),
                    warps=_STREAMED.warps, BLOCK=_STREAMED.width)  # fmt: skip
     else:
-        launch(_held_backward, parts, gradients, rows, weight, mean, inverse, others, of_x, of_weight, of_bias,
-               *strides, count, width, offset,
+        launch(_held_backward, parts, *pointers, of_weight, of_bias, *strides, count, width, *numbers,
                warps=tile.warps, ROWS=tile.rows, BLOCK=power_of_two(width))  # fmt: skip
-    return of_x, _summed(of_weight, weight, x), _summed(of_bias, bias, x)
+    return of_x, dropped, _summed(of_weight, weight, x), _summed(of_bias, bias, x)
+
+
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous().view(torch.uint8)
 
 
 def _summed(partial: Tensor | None, like: Tensor | None, x: Tensor) -> Tensor:

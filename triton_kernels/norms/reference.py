@@ -3,95 +3,122 @@
     RMSNorm     y = x / sqrt(mean(x^2) + epsilon) * (offset + weight)         Zhang and Sennrich 2019, arXiv:1910.07467
     LayerNorm   y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias    Ba et al. 2016, arXiv:1607.06450
 
-What is called `inverse` is the reciprocal of the root. All functions take x as [..., width], and weight and bias as
-[width] or None; statistics are [...].
+What is called `inverse` is the reciprocal of the root. x is [..., width], weight and bias are [width] or None;
+statistics are [...]. Where there is a residual, like x, its sum with x is normalized; and with a mask (bool, like x) x
+is dropped out before (Srivastava et al. 2014): x * mask * scale. The mask is drawn outside, by torch, so that it is as
+in eager and what is computed here is pure, and may be computed again. All that is not asked for is empty.
 """
+
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-def rms_norm(
-    x: Tensor, weight: Tensor | None, epsilon: float, offset: float, round_first: bool
-) -> tuple[Tensor, Tensor]:
-    """y and inverse. round_first: whether the normalized row is rounded to the dtype of x before it is weighted."""
-    wide = _wide(x)
-    inverse = torch.rsqrt(wide.square().mean(-1) + epsilon)
-    y = wide * inverse.unsqueeze(-1)
-    if round_first:
-        y = y.to(x.dtype).to(y.dtype)
-    return _scaled(y, weight, offset).to(x.dtype), inverse
+from graphopt.cuda_ext import reference
 
 
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, epsilon: float, offset: float, round_first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the sum of x and residual, of which it is the norm, and inverse."""
-    total = x.contiguous() + residual
-    y, inverse = rms_norm(total, weight, epsilon, offset, round_first)
-    return y, total, inverse
+class Norm(NamedTuple):
+    """is_centered: LayerNorm, else RMSNorm. round_first: whether the normalized row is rounded to the dtype of x before
+    it is weighted. dtype: of y, None for that of x."""
+
+    epsilon: float
+    is_centered: bool
+    offset: float = 0.0
+    round_first: bool = False
+    scale: float = 1.0
+    dtype: torch.dtype | None = None
 
 
-def rms_norm_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor | None, inverse: Tensor, of_sum: Tensor | None, offset: float
-) -> tuple[Tensor, Tensor]:
-    """The gradients of x, to which `of_sum` is added, and of weight, empty if there is none."""
-    wide, normalized = _wide(gradient), _wide(x) * inverse.unsqueeze(-1)
-    inner = _scaled(wide, weight, offset)
-    mean = (inner * normalized).mean(-1, keepdim=True)
-    of_x = (inner - normalized * mean) * inverse.unsqueeze(-1)
-    return _plus(of_x, of_sum).to(x.dtype), _summed(wide * normalized, weight)
-
-
-def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y, mean and inverse."""
-    wide = _wide(x)
-    mean = wide.mean(-1)
-    centered = wide - mean.unsqueeze(-1)
-    inverse = torch.rsqrt(centered.square().mean(-1) + epsilon)
-    y = _scaled(centered * inverse.unsqueeze(-1), weight, 0.0)
-    return (y if bias is None else y + bias).to(x.dtype), mean, inverse
-
-
-def add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, the sum of x and residual, of which it is the norm, mean and inverse."""
-    total = x.contiguous() + residual
-    y, mean, inverse = layer_norm(total, weight, bias, epsilon)
-    return y, total, mean, inverse
-
-
-def layer_norm_backward(
-    gradient: Tensor,
+def forward(
     x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor,
+    norm: Norm,
+    functions: ModuleType = reference,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the sum, mean and inverse. functions: those of rows that compute it."""
+    dtype = norm.dtype or x.dtype
+    wide = torch.promote_types(x.dtype, dtype)
+    rows = _rows(x)
+    others, kept = (None if each is None else _rows(each) for each in (residual, mask))
+    total = None
+    if wide != x.dtype:  # functions of rows give y in the dtype of x
+        total = reference.summed(rows, others, kept, norm.scale)
+        rows, others, kept = (rows if total is None else total).to(wide), None, None
+    weight, bias = (_at_least(parameter, wide) for parameter in (weight, bias))
+    rounded = weight if norm.round_first and x.dtype.itemsize < 4 else None
+    mean = torch.empty(0)
+    if norm.is_centered:
+        y, added, mean, inverse = functions.layer_norm(rows, weight, bias, norm.epsilon, others, kept, norm.scale)
+    else:
+        first = weight if rounded is None else None
+        y, added, inverse = functions.rms_norm(rows, first, norm.epsilon, others, norm.offset, kept, norm.scale)
+    if rounded is not None:
+        y = y.to(x.dtype) * (norm.offset + rounded.float())
+    total = added if total is None else total
+    shape = x.shape[:-1]
+    return (
+        y.to(dtype).view(x.shape),
+        x.new_empty(0) if total is None else total.view(x.shape),
+        mean.view(shape) if norm.is_centered else mean,
+        inverse.view(shape),
+    )
+
+
+def backward(
+    x: Tensor,
+    gradient: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
     inverse: Tensor,
     of_sum: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, to which `of_sum` is added, of weight and of bias, each empty if there is none."""
-    wide = _wide(gradient)
-    normalized = (_wide(x) - mean.unsqueeze(-1)) * inverse.unsqueeze(-1)
-    inner = _scaled(wide, weight, 0.0)
-    projected = normalized * (inner * normalized).mean(-1, keepdim=True)
-    of_x = (inner - inner.mean(-1, keepdim=True) - projected) * inverse.unsqueeze(-1)
-    return _plus(of_x, of_sum).to(x.dtype), _summed(wide * normalized, weight), _summed(wide, bias)
+    norm: Norm,
+    functions: ModuleType = reference,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, to which `of_sum` is added, of what was dropped out, of weight and of bias.
+
+    x: what is normalized, the sum if there is one.
+    """
+    wide = torch.promote_types(gradient.dtype, x.dtype)
+    rows = [None if each is None else _rows(each.to(wide)) for each in (gradient, x, of_sum)]
+    kept = None if mask is None else _rows(mask)
+    parameter = _at_least(weight, wide)
+    statistics = [None if each is None else each.reshape(-1) for each in (mean, inverse)]
+    has_bias = bias is not None
+    dropped, of_bias = None, None
+    if kept is not None:
+        dropped, of_x, of_weight, of_bias = functions.dropout_norm_backward(
+            *rows[:2], kept, norm.scale, parameter, *statistics, rows[2], norm.offset, has_bias
+        )
+    elif norm.is_centered:
+        of_x, of_weight, of_bias = functions.layer_norm_backward(*rows[:2], parameter, *statistics, rows[2], has_bias)
+    else:
+        of_x, of_weight = functions.rms_norm_backward(*rows[:2], parameter, statistics[1], rows[2], norm.offset)
+    return (
+        of_x.to(x.dtype).view(x.shape),
+        x.new_empty(0) if dropped is None else dropped.to(x.dtype).view(x.shape),
+        _of(weight, of_weight, inverse),
+        _of(bias, of_bias, inverse),
+    )
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.contiguous().to(torch.promote_types(x.dtype, torch.float32))
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
 
 
-def _scaled(x: Tensor, weight: Tensor | None, offset: float) -> Tensor:
-    return x if weight is None else x * (offset + weight.to(x.dtype))
+def _at_least(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A row of float32 stays, for rows of any dtype; one that is narrower than rows is cast."""
+    if parameter is None or parameter.dtype == torch.float32:
+        return parameter
+    return parameter.to(dtype)
 
 
-def _plus(x: Tensor, other: Tensor | None) -> Tensor:
-    return x if other is None else x + other
-
-
-def _summed(x: Tensor, like: Tensor | None) -> Tensor:
-    """The sum over all rows, in the dtype of `like`."""
-    return x.new_empty(0) if like is None else x.reshape(-1, x.shape[-1]).sum(0).to(like.dtype)
+def _of(parameter: Tensor | None, gradient: Tensor | None, inverse: Tensor) -> Tensor:
+    if parameter is None or gradient is None:
+        return inverse.new_empty(0)
+    return gradient.to(parameter.dtype)

@@ -6,10 +6,12 @@ from torch import Tensor
 from graphopt.cuda_ext import rotary as native
 
 
-def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> tuple[Tensor, Tensor]:
+def rotary(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool, apart: bool = False
+) -> tuple[Tensor, Tensor]:
     cos, sin = (angle.to(q.dtype if cos.dtype == sin.dtype == q.dtype else torch.float32) for angle in (cos, sin))
     own, other = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
-    of_q, of_k = native.rotary(own, other, cos.contiguous(), sin.contiguous(), interleaved, inverse)
+    of_q, of_k = native.rotary(own, other, cos.contiguous(), sin.contiguous(), interleaved, inverse, apart)
     return _laid_as(q, of_q), _laid_as(k, of_k)
 
 

@@ -12,7 +12,9 @@ FAMILY = Family("rotary", widest=2048, native=OF_CPU)
 _DIMENSIONS = 4
 
 
-def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Any:
+def _rotary(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool, apart: bool = False
+) -> Any:
     check_floating("rotary", "q", q, _DIMENSIONS)
     if q.dim() != _DIMENSIONS:
         raise ValueError(f"rotary: q is {describe(q)}, not [batch, heads, positions, width]")
@@ -26,7 +28,9 @@ def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, i
             raise ValueError(f"rotary: {name} is {describe(angle)}, not floating {wanted}")
     if cos.shape != sin.shape:
         raise ValueError(f"rotary: sin is {describe(sin)}, but cos is {describe(cos)}")
-    return FAMILY.run("rotary", q, k, cos, sin, interleaved, inverse)
+    if apart and not interleaved:
+        raise ValueError("rotary: apart is True, which goes with interleaved: other pairs lie apart anyway")
+    return FAMILY.run("rotary", q, k, cos, sin, interleaved, inverse, apart)
 
 
 def _apart(one: Tensor, other: Tensor) -> bool:
@@ -34,20 +38,23 @@ def _apart(one: Tensor, other: Tensor) -> bool:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, _, cos, sin, ctx.interleaved, ctx.inverse = inputs
+    _, _, cos, sin, ctx.interleaved, ctx.inverse, ctx.apart = inputs
     if cos.requires_grad or sin.requires_grad:
         raise ValueError("rotary: cos and sin are constants, and one of them requires a gradient: detach it")
     ctx.save_for_backward(cos, sin)
 
 
 def _backward(ctx: Any, of_q: Tensor, of_k: Tensor) -> tuple[Tensor | None, ...]:
-    return *ROTARY(of_q, of_k, *ctx.saved_tensors, ctx.interleaved, not ctx.inverse), None, None, None, None
+    options = (ctx.interleaved, not ctx.inverse, *([True] if ctx.apart else []))
+    return *ROTARY(of_q, of_k, *ctx.saved_tensors, *options), *[None] * 5
 
 
 ROTARY = define(
-    "rotary(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, bool inverse) -> (Tensor, Tensor)",
+    "rotary(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, bool inverse, bool apart=False)"
+    " -> (Tensor, Tensor)",
     _rotary,
-    lambda q, k, cos, sin, interleaved, inverse: (torch.empty_like(q), torch.empty_like(k)),
+    lambda q, k, cos, sin, interleaved, inverse, apart=False: (torch.empty_like(q), torch.empty_like(k)),
     save=_save,
     backward=_backward,
+    family=FAMILY,
 )

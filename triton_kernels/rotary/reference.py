@@ -6,26 +6,10 @@ and sin: [batch or 1, positions, half]. Of each row, pair i of the first 2 * hal
     (a, b) -> (a * cos - b * sin, b * cos + a * sin)
 
 and the rest is left as it is. Pairs are (i, i + half), as in Llama, or (2i, 2i + 1) if `interleaved`, as in GPT-J. The
-inverse turns the other way: that is the derivative too, where angles are constants.
+inverse turns the other way: that is the derivative too, where angles are constants. If results lie `apart`, those of
+pairs (2i, 2i + 1) are put at (i, i + half), as in DeepSeek, and the inverse puts them back.
 """
 
-import torch
-from torch import Tensor
+from graphopt.cuda_ext.reference import rotary
 
-
-def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> tuple[Tensor, Tensor]:
-    return _turned(q, cos, sin, interleaved, inverse), _turned(k, cos, sin, interleaved, inverse)
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    half = cos.shape[-1]
-    cos, sin = (angle.to(wide).unsqueeze(1) for angle in (cos, -sin if inverse else sin))
-    turned = x[..., : 2 * half].to(wide)
-    a, b = (turned[..., ::2], turned[..., 1::2]) if interleaved else turned.split(half, -1)
-    pair = (a * cos - b * sin, b * cos + a * sin)
-    joined = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
-    y = torch.empty_like(x)
-    y[..., : 2 * half] = joined
-    y[..., 2 * half :] = x[..., 2 * half :]
-    return y
+__all__ = ["rotary"]

@@ -10,7 +10,7 @@ from graphopt.inspect.inspection import Inspection
 from graphopt.inspect.views.base import View
 from graphopt.inspect.views.schedule import schedule_table
 from graphopt.ir.collectives import collectives_of
-from graphopt.report import communication_table, passes_table
+from graphopt.report import communication_table, kernels_table, passes_table
 from graphopt.sizes import readable_size
 
 
@@ -57,6 +57,18 @@ def communication(inspection: Inspection) -> View:
         return chain(f"collectives of a step of {inspection.title}", boxes)
 
     return View(lambda: communication_table(found), found.to_dict, drawing, "summary")
+
+
+def kernels(inspection: Inspection) -> View:
+    """Which variant computes each operator that has a kernel, and why."""
+    found = inspection.report.kernels
+
+    def drawing() -> Drawing:
+        labels = (f"{use.operator}\n{use.calls} calls by {use.variant}" for use in found)
+        boxes = [Box(index, label, use.variant) for index, (label, use) in enumerate(zip(labels, found, strict=True))]
+        return chain(f"kernels of a step of {inspection.title}", boxes)
+
+    return View(lambda: kernels_table(found), lambda: {"kernels": [use._asdict() for use in found]}, drawing, "summary")
 
 
 def _pipeline(inspection: Inspection) -> Drawing:

@@ -54,10 +54,14 @@ def _of_blocks(x: Tensor, bits: int, block: int, seed: Tensor | None) -> tuple[T
 
 
 QUANTIZE_BLOCKS = define(
-    "quantize_blocks(Tensor x, int bits, int block, Tensor? seed) -> (Tensor, Tensor)", _quantize_blocks, _of_blocks
+    "quantize_blocks(Tensor x, int bits, int block, Tensor? seed) -> (Tensor, Tensor)",
+    _quantize_blocks,
+    _of_blocks,
+    family=FAMILY,
 )
 DEQUANTIZE_BLOCKS = define(
     "dequantize_blocks(Tensor values, Tensor scales, int bits, SymInt count, ScalarType dtype) -> Tensor",
     _dequantize_blocks,
     lambda values, scales, bits, count, dtype: values.new_empty(count, dtype=dtype),
+    family=FAMILY,
 )

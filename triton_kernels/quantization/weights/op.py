@@ -113,6 +113,7 @@ DEQUANTIZE_WEIGHT = define(
     lambda values, scales, zeros, bits, dtype: values.new_empty(
         values.shape[0], values.shape[1] * 8 // bits, dtype=dtype
     ),
+    family=FAMILY,
 )
 QUANTIZED_LINEAR = define(
     "quantized_linear(Tensor x, Tensor values, Tensor scales, Tensor? zeros, Tensor? bias, int bits) -> Tensor",
@@ -120,4 +121,5 @@ QUANTIZED_LINEAR = define(
     lambda x, values, *_: x.new_empty(*x.shape[:-1], values.shape[0]),
     save=_save,
     backward=_backward,
+    family=FAMILY,
 )
