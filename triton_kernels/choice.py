@@ -47,12 +47,14 @@ class Choice(NamedTuple):
 class Family:
     """The operators of one folder: each is computed by the function of its name in the file of a variant.
 
-    widest: of rows that the Triton kernels take. native: dtypes that native code takes on the CPU.
+    widest: of rows that the Triton kernels take. native: dtypes that native code takes on the CPU. triton: dtypes that
+    Triton kernels take.
     """
 
     folder: str
     widest: int
     native: frozenset[torch.dtype] = frozenset()
+    triton: frozenset[torch.dtype] = _OF_TRITON
 
     def choose(self, x: torch.Tensor) -> Choice:
         """How operators are computed for tensors like `x`, [..., width]. Raises KernelError where not as asked."""
@@ -77,7 +79,7 @@ class Family:
 
     def _hinders_triton(self, x: torch.Tensor, mode: str) -> str | None:
         """Why Triton does not take `x`; None if it does."""
-        if x.dtype not in _OF_TRITON:
+        if x.dtype not in self.triton:
             return f"Triton kernels take no {x.dtype}"
         if x.dim() and x.shape[-1] > self.widest:
             return f"Triton kernels take rows of up to {self.widest}, not {x.shape[-1]}"

@@ -87,7 +87,7 @@ def measured(launch: str, capability: int) -> list[dict[str, Any]]:
 def sources() -> str:
     """A hash of the text that the table follows from."""
     folder = TABLE.parent
-    files = [folder / "launch.py", folder / "resources.py", *sorted(folder.glob("*/kernel.py"))]
+    files = [folder / "launch.py", folder / "resources.py", *sorted(folder.rglob("kernel.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

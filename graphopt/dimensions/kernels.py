@@ -43,4 +43,8 @@ BY_NAME: Mapping[str, Rule] = {
     "graphopt::rotary": rotary,
     "graphopt::cross_entropy": spelled("... c, ... -> ..., ...", whole="c"),
     "graphopt::linear_cross_entropy": together,
+    "graphopt::route": spelled("t e, e -> t k, t k", whole="e k"),
+    "graphopt::sort_by_expert": together,
+    "graphopt::permute_tokens": spelled("t h, t k -> n h", whole="t k n", linear=[("x",)]),
+    "graphopt::unpermute_tokens": spelled("n h, t k, t k -> t h", whole="n t k", linear=[("rows",), ("weights",)]),
 }

@@ -11,6 +11,8 @@ from graphopt.ir.effects import Effect, effect_of
 from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY, CROSS_ENTROPY_BACKWARD_
+from graphopt.triton_kernels.experts.permutation.op import PERMUTE_TOKENS, SORT_BY_EXPERT, UNPERMUTE_TOKENS
+from graphopt.triton_kernels.experts.routing.op import ROUTE
 from graphopt.triton_kernels.norms.op import ADD_LAYER_NORM, ADD_RMS_NORM, LAYER_NORM, RMS_NORM
 from graphopt.triton_kernels.rotary.op import ROTARY
 from tests.support.parts import check_linear, check_parts, node_of
@@ -26,6 +28,10 @@ def _targets(*shape: int) -> torch.Tensor:
     return torch.randint(0, C, shape)
 
 
+def _places(tokens: int, top_k: int) -> torch.Tensor:
+    return torch.randperm(tokens * top_k).view(tokens, top_k)
+
+
 CALLS = {
     "rms_norm": lambda: (RMS_NORM, _real(B, S, C), _real(C), 1e-6, 1.0, False),
     "rms_norm without weight": lambda: (RMS_NORM, _real(B, S, C), None, 1e-6, 0.0, False),
@@ -39,6 +45,12 @@ CALLS = {
     "rotary": lambda: (ROTARY, _real(B, H, S, 10), _real(B, G, S, 10), _real(1, S, 4), _real(1, S, 4), False, False),
     "rotary of a batch": lambda: (ROTARY, _real(B, H, S, C), _real(B, H, S, C), *_real(2, B, S, 4), True, False),
     "cross_entropy": lambda: (CROSS_ENTROPY, _real(B, S, C), _targets(B, S), -100, 0.1, 1e-3),
+    "route": lambda: (ROUTE, _real(S, C), None, 3, "softmax", True, 0.0, 1.0, 1, 1),
+    "route with biases": lambda: (ROUTE, _real(S, C), torch.rand(C), 3, "sigmoid", True, 1e-20, 2.5, 2, 1),
+    "sort_by_expert": lambda: (SORT_BY_EXPERT, _targets(B, S), C),
+    "permute_tokens": lambda: (PERMUTE_TOKENS, _real(B, C), _places(B, 2)),
+    "unpermute_tokens": lambda: (UNPERMUTE_TOKENS, _real(B * 2, C), _real(B, 2), _places(B, 2)),
+    "unpermute_tokens without weights": lambda: (UNPERMUTE_TOKENS, _real(B * 2, C), None, _places(B, 2)),
 }
 SPLIT = {
     "rms_norm": [B, S],
@@ -47,6 +59,10 @@ SPLIT = {
     "rotary": [B, G, S],
     "rotary of a batch": [B, H, S],
     "cross_entropy": [B, S],
+    "route": [S],
+    "sort_by_expert": [],
+    "permute_tokens": [C],
+    "unpermute_tokens": [C],
 }
 
 
