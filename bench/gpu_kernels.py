@@ -1,8 +1,9 @@
 """Kernels on a GPU: results beside float64, then times beside the rate at which `torch.clone` moves bytes, and rivals.
 
-``python -m bench.gpu_kernels`` needs one CUDA device and takes a few minutes. Rivals are eager, `torch.compile`, and
-Liger Kernel where it is installed. Shapes are of Llama 3 8B with 8,192 tokens, those of results with 256; ``--small``
-takes tiny ones, to try the script, on the CPU too.
+``python -m bench.gpu_kernels`` needs one CUDA device and takes a few minutes. Rivals are eager, `torch.compile`, torch's
+own operator where it has one, and Liger Kernel where it is installed. Shapes are of Llama 3 8B with 8,192 tokens, of
+experts those of Mixtral 8x7B, routed as in Qwen3 30B-A3B; those of results have 256 tokens. ``--small`` takes tiny
+ones, to try the script, on the CPU too.
 """
 
 import argparse
@@ -25,12 +26,16 @@ from torch.nn import functional as F
 from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY
+from graphopt.triton_kernels.experts.permutation.op import PERMUTE_TOKENS, SORT_BY_EXPERT, UNPERMUTE_TOKENS
+from graphopt.triton_kernels.experts.products.op import GROUPED_MM
+from graphopt.triton_kernels.experts.routing.op import ROUTE
 from graphopt.triton_kernels.norms.op import ADD_RMS_NORM, LAYER_NORM, RMS_NORM
 from graphopt.triton_kernels.rotary.op import ROTARY
 
 _EPSILON = 1e-6
 _ROUNDS = 20
 _FLUSHED = 1 << 28  # bytes written before each call, more than caches hold
+_RIVALS = ("eager", "compile", "torch", "liger")
 Function = Callable[..., Any]
 
 
@@ -38,7 +43,8 @@ Function = Callable[..., Any]
 class Case:
     """One computation. ours, theirs: of `inputs`, ours and eager's; liger: the name of Liger's function, if it has one.
 
-    moved: bytes that forward and backward must read and write at least; flops: where it is bound by these instead.
+    moved: bytes that forward and backward must read and write at least; flops: of forward and of both ways, where it is
+    bound by these instead. torchs: torch's own operator, if it has one.
     """
 
     name: str
@@ -47,7 +53,8 @@ class Case:
     inputs: tuple[Tensor, ...]
     moved: tuple[int, int]
     liger: Function | None = None
-    flops: int = 0
+    flops: tuple[int, int] = (0, 0)
+    torchs: Function | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,63 @@ def cases(at: Sizes, dtype: torch.dtype, device: str) -> list[Case]:
             (x, classes),
             (0, 0),
             liger and (lambda x, w: liger.liger_fused_linear_cross_entropy(x, w, targets)),
-            flops=6 * at.tokens * at.width * at.classes,
+            flops=(6 * at.tokens * at.width * at.classes,) * 2,
+        ),
+        *_of_experts(at, real, elements, device),
+    ]
+
+
+def _of_experts(at: Sizes, real: Callable[..., Tensor], elements: Callable[..., int], device: str) -> list[Case]:
+    """Of 8 experts each token goes to 2; it is routed to 8 of 128."""
+    experts, top_k, row = 8, 2, elements(at.tokens, at.width)
+    chosen = torch.rand(at.tokens, experts, device=device).topk(top_k).indices
+    order, places, ends = SORT_BY_EXPERT(chosen, experts)
+    scores = elements(at.tokens, 128)
+    matrices = real(experts, at.inner, at.width) / at.width**0.5
+    flops = 2 * at.tokens * top_k * at.width * at.inner
+
+    def routed(x: Tensor) -> Tensor:
+        weights = x.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)).topk(8).values
+        return weights / weights.sum(-1, keepdim=True)
+
+    def unpermuted(rows: Tensor, weights: Tensor) -> Tensor:
+        return (rows * weights.view(-1)[order, None])[places.view(-1)].view(at.tokens, top_k, at.width).sum(1)
+
+    def by_group(rows: Tensor, matrices: Tensor) -> Tensor:
+        starts = [0, *ends.tolist()]
+        pairs = zip(starts, starts[1:], matrices, strict=False)
+        return torch.cat([rows[start:end] @ matrix.t() for start, end, matrix in pairs])
+
+    return [
+        Case(
+            "routing",
+            lambda x: ROUTE(x, None, 8, "softmax", True, 0.0, 1.0, 1, 1)[0],
+            routed,
+            (real(at.tokens, 128),),
+            (scores, 2 * scores),
+        ),
+        Case(
+            "tokens by expert",
+            lambda x: PERMUTE_TOKENS(x, SORT_BY_EXPERT(chosen, experts)[1]),
+            lambda x: x[chosen.view(-1).sort(stable=True).indices // top_k],
+            (real(at.tokens, at.width),),
+            ((1 + top_k) * row, (1 + top_k) * row),
+        ),
+        Case(
+            "tokens back, weighted",
+            lambda rows, weights: UNPERMUTE_TOKENS(rows, weights, places),
+            unpermuted,
+            (real(at.tokens * top_k, at.width), real(at.tokens, top_k)),
+            ((1 + top_k) * row, (1 + 2 * top_k) * row),
+        ),
+        Case(
+            "products by group",
+            lambda rows, matrices: GROUPED_MM(rows, matrices.mT, ends),
+            by_group,
+            (real(at.tokens * top_k, at.width), matrices),
+            (0, 0),
+            flops=(flops, 3 * flops),
+            torchs=(lambda rows, matrices: F.grouped_mm(rows, matrices.mT, offs=ends)),
         ),
     ]
 
@@ -227,8 +290,8 @@ def seconds(call: Callable[[], Any], device: str) -> float:
 def measured(case: Case, device: str) -> dict[str, Any]:
     """Seconds of each rival, forward alone and both ways."""
     functions = {"graphopt": case.ours, "eager": case.theirs, "compile": torch.compile(case.theirs, dynamic=False)}
-    if case.liger is not None:
-        functions["liger"] = case.liger
+    others = {"torch": case.torchs, "liger": case.liger}
+    functions |= {name: function for name, function in others.items() if function is not None}
     found: dict[str, Any] = {}
     for name, function in functions.items():
         with torch.no_grad():
@@ -265,16 +328,17 @@ def main() -> None:
     product = _rate_of_products(timed, dtype, device)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     table = Table(
-        "kernel", "way", "ms", "share", "error", "eager", "compile", "liger", title=f"{name}, {options.dtype}"
+        "kernel", "way", "ms", "share", "error", *_RIVALS, title=f"{name}, {options.dtype}"
     )
     found = []
     for case in cases(timed, dtype, device):
         apart, times = errors[case.name], measured(case, device)
         found.append({"kernel": case.name, "error": apart, "seconds": times})
-        for way, moved in (("forward", case.moved[0]), ("both", sum(case.moved))):
+        needed = (("forward", case.moved[0], case.flops[0]), ("both", sum(case.moved), case.flops[1]))
+        for way, moved, flops in needed:
             own = times["graphopt"][way]
-            share = f"{moved / own / clone:.2f}" if moved else f"{case.flops / own / product:.2f} of products"
-            others = (f"{times[n][way] / own:.2f} x" if n in times else "-" for n in ("eager", "compile", "liger"))
+            share = f"{moved / own / clone:.2f}" if moved else f"{flops / own / product:.2f} of products"
+            others = (f"{times[n][way] / own:.2f} x" if n in times else "-" for n in _RIVALS)
             table.add_row(case.name, way, f"{own * 1e3:.3f}", share, f"{apart:.1e}", *others)
     Console(width=140).print(table)
     if options.output:

@@ -16,6 +16,9 @@ from torch import Tensor
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
+from graphopt.triton_kernels.experts.permutation import kernel as permutation
+from graphopt.triton_kernels.experts.products import kernel as products
+from graphopt.triton_kernels.experts.routing import kernel as routing
 from graphopt.triton_kernels.norms import kernel as norms
 from graphopt.triton_kernels.rotary import kernel as rotary
 
@@ -59,6 +62,30 @@ def _cross_entropy(dtype: torch.dtype) -> None:
     cross_entropy.cross_entropy_backward_(logits, _per_token(), targets, _per_token(), -100, 0.1, 1e-4)
 
 
+def _routing(scores: str, experts: int, top_k: int, groups: int, top_groups: int) -> None:
+    logits = _on_meta(_TOKENS, experts)
+    bias = _on_meta(experts, dtype=torch.float32) if scores == "sigmoid" else None
+    options = (scores, True, 1e-20, 2.5)
+    weights, chosen = routing.route(logits, bias, top_k, *options, groups, top_groups)
+    routing.route_backward(logits, weights, chosen, *options)
+
+
+def _permutation(dtype: torch.dtype) -> None:
+    x, chosen = _on_meta(_TOKENS, 4096, dtype=dtype), _on_meta(_TOKENS, 8, dtype=torch.int64)
+    _, places, _ = permutation.sort_by_expert(chosen, 128)
+    rows, weights = permutation.permute_tokens(x, places), _on_meta(_TOKENS, 8, dtype=torch.float32)
+    permutation.unpermute_tokens(rows, weights, places)
+    permutation.unpermute_tokens_backward(x, rows, weights, places)
+
+
+def _products(tokens: int, dtype: torch.dtype) -> None:
+    rows, others = _on_meta(tokens, 4096, dtype=dtype), _on_meta(tokens, 1536, dtype=dtype)
+    matrices, ends = _on_meta(128, 1536, 4096, dtype=dtype), _on_meta(128, dtype=torch.int32)
+    products.grouped_mm(rows, matrices.mT, ends)
+    products.grouped_mm(others, matrices, ends)
+    products.grouped_outer(rows, others, ends)
+
+
 def _per_token() -> Tensor:
     return _on_meta(_TOKENS, dtype=torch.float32)
 
@@ -74,6 +101,12 @@ LAUNCHES: Mapping[str, Callable[[], None]] = {
     "rotary, interleaved": partial(_rotary, True),
     "cross_entropy, bfloat16": partial(_cross_entropy, torch.bfloat16),
     "cross_entropy, float32": partial(_cross_entropy, torch.float32),
+    "experts, 8 of 128 by softmax": partial(_routing, "softmax", 128, 8, 1, 1),
+    "experts, 8 of 256 by sigmoid in groups": partial(_routing, "sigmoid", 256, 8, 8, 4),
+    "experts, rows of bfloat16": partial(_permutation, torch.bfloat16),
+    "experts, rows of float32": partial(_permutation, torch.float32),
+    **{f"experts, {mean} rows each": partial(_products, 128 * mean, torch.bfloat16) for mean in (16, 32, 64, 512)},
+    "experts, float32": partial(_products, 65536, torch.float32),
 }
 
 

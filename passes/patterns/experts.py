@@ -57,7 +57,7 @@ def _picked(value: Any, found: Found) -> Iterator[Found]:
     topk = _item(value, 0, aten.topk)
     if topk is None or not _is_last(topk, _given(topk, "dim"), topk.args[0]) or not _given(topk, "largest"):
         return
-    softmax = uncast(topk.args[0])
+    softmax = topk.args[0]
     if packet_of(softmax) in (aten.softmax, aten._softmax) and _is_last(softmax, softmax.args[1], softmax):
         for each in bind("logits")(softmax.args[0], found):
             yield each.binding("topk", topk).binding("softmax", softmax).through(value)
@@ -93,13 +93,11 @@ def _weights(value: Any, found: Found) -> Iterator[Found]:
 
 def _fits_routing(site: Site) -> bool:
     topk, softmax, logits = site["topk"], site["softmax"], site.value("logits")
-    between = list(_calls_to(topk.args[0], softmax))
-    is_alone = all(len(node.users) == 1 for node in (*between, softmax))
     is_read_once = all(user in site.found.inner or user.args[1] == 1 for user in topk.users)
     wheres = {(facts_of(node).layer, facts_of(node).checkpoint) for node in (site.root, topk, softmax)}
     is_wide = dtype_of(softmax) == torch.promote_types(logits.dtype, torch.float32)
     is_sized = isinstance(topk.args[1], int) and isinstance(logits.shape[-1], int)
-    return logits.dim() == 2 and is_alone and is_read_once and len(wheres) == 1 and is_wide and is_sized
+    return logits.dim() == 2 and len(softmax.users) == 1 and is_read_once and len(wheres) == 1 and is_wide and is_sized
 
 
 def _write_routing(writer: Writer) -> Replacements:
@@ -211,7 +209,7 @@ def _permuted(value: Any, found: Found) -> Iterator[Found]:
     places, top_k = value.args[1][0], 1
     if packet_of(places) is aten.floor_divide and type(places.args[1]) is int:
         places, top_k = places.args
-    sorted_ = _item(places, 0, torch.ops.graphopt.sort_by_expert)
+    sorted_ = _item(places, 0, permutation.SORT_BY_EXPERT.overloadpacket)
     if sorted_ is not None:
         yield found.binding("x", value.args[0]).binding("sorted", sorted_).binding("top_k", top_k).through(value)
 

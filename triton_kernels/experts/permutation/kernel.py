@@ -72,6 +72,12 @@ def _place(
 
 
 @triton.jit
+def _width_at(place, count, width):
+    """Of a row: none where there is no such row."""
+    return tl.where((place >= 0) & (place < count), width, 0)
+
+
+@triton.jit
 def _permute(X, PLACES, ROWS, stride, count, width, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
     blocks = tl.cdiv(width, BLOCK)
     token = (tl.program_id(0) // blocks).to(tl.int64)
@@ -80,7 +86,7 @@ def _permute(X, PLACES, ROWS, stride, count, width, TOP_K: tl.constexpr, BLOCK: 
     x = tl.load(X + token * stride + columns, mask=inside, other=0.0)
     for index in tl.static_range(TOP_K):
         place = tl.load(PLACES + token * TOP_K + index)
-        tl.store(ROWS + place * width + columns, x, mask=inside & (place >= 0) & (place < count))
+        tl.store(ROWS + place * width + columns, x, mask=columns < _width_at(place, count, width))
 
 
 @triton.jit
@@ -92,7 +98,7 @@ def _unpermute(ROWS, WEIGHTS, PLACES, Y, stride, count, width, TOP_K: tl.constex
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for index in tl.static_range(TOP_K):
         place = tl.load(PLACES + token * TOP_K + index)
-        is_row = inside & (place >= 0) & (place < count)
+        is_row = columns < _width_at(place, count, width)
         row = tl.load(ROWS + place * stride + columns, mask=is_row, other=float("nan")).to(tl.float32)
         if WEIGHTS is not None:
             row *= tl.load(WEIGHTS + token * TOP_K + index).to(tl.float32)
@@ -113,7 +119,7 @@ def _unpermute_backward(
     for first in range(0, width, BLOCK):
         columns = first + tl.arange(0, BLOCK)
         inside = columns < width
-        is_row = inside & (place >= 0) & (place < count)
+        is_row = columns < _width_at(place, count, width)
         gradient = tl.load(GRADIENT + token * gradient_stride + columns, mask=inside, other=0.0).to(tl.float32)
         row = tl.load(ROWS + place * stride + columns, mask=is_row, other=0.0).to(tl.float32)
         products += gradient * row
