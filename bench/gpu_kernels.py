@@ -1,8 +1,8 @@
 """Kernels on a GPU: results beside float64, then times beside the rate at which `torch.clone` moves bytes, and rivals.
 
-``python -m bench.gpu_kernels`` needs one CUDA device and takes a few minutes. Rivals are eager, `torch.compile`, torch's
-own operator where it has one, and Liger Kernel where it is installed. Shapes are of Llama 3 8B with 8,192 tokens, of
-experts those of Mixtral 8x7B, routed as in Qwen3 30B-A3B; those of results have 256 tokens. ``--small`` takes tiny
+``python -m bench.gpu_kernels`` needs one CUDA device and takes a few minutes. Rivals are eager, `torch.compile`, an
+operator of torch where it has one, and Liger Kernel where it is installed. Shapes are of Llama 3 8B with 8,192 tokens,
+of experts those of Mixtral 8x7B, routed as in Qwen3 30B-A3B; those of results have 256 tokens. ``--small`` takes tiny
 ones, to try the script, on the CPU too.
 """
 
@@ -327,9 +327,7 @@ def main() -> None:
     clone = _rate_of_clone(device)
     product = _rate_of_products(timed, dtype, device)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    table = Table(
-        "kernel", "way", "ms", "share", "error", *_RIVALS, title=f"{name}, {options.dtype}"
-    )
+    table = Table("kernel", "way", "ms", "share", "error", *_RIVALS, title=f"{name}, {options.dtype}")
     found = []
     for case in cases(timed, dtype, device):
         apart, times = errors[case.name], measured(case, device)

@@ -86,9 +86,7 @@ def unpermute_tokens(rows: Tensor, weights: Tensor | None, places: Tensor) -> Te
     return y
 
 
-def unpermute_tokens_backward(
-    gradient: Tensor, rows: Tensor, weights: Tensor, places: Tensor
-) -> tuple[Tensor, Tensor]:
+def unpermute_tokens_backward(gradient: Tensor, rows: Tensor, weights: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of rows and of weights."""
     check("rows", rows, (places.numel(), None), ELEMENTS)
     _check_places(places, (None, None))

@@ -199,13 +199,14 @@ def _resources(name: str, compiled: Any) -> Compiled:
     match = re.search(r"REG:(\d+) STACK:(\d+)", told.stdout + told.stderr)
     assert match is not None, f"cuobjdump tells nothing of {name}"
     loads = re.findall(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[bfsu](\d+)", compiled.asm["ptx"])
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global [^;]*?, 0x([0-9a-f]+)", compiled.asm["ptx"])
     return Compiled(
         name,
         registers=int(match[1]),
         stack=int(match[2]),
         shared=int(compiled.metadata.shared),
         threads=compiled.metadata.num_warps * _WARP,
-        load=max(int(count or 1) * int(bits) // 8 for count, bits in loads),
+        load=max([int(count or 1) * int(bits) // 8 for count, bits in loads] + [int(size, 16) for size in copies]),
     )
 
 

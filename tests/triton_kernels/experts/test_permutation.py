@@ -1,4 +1,4 @@
-"""Tokens by expert and back beside loops over tokens: by operators of torch, in C++, and by Triton in the interpreter."""
+"""Tokens by expert and back beside loops over tokens: by torch, in C++, and by Triton in the interpreter."""
 
 import pytest
 import torch
@@ -80,7 +80,8 @@ def test_rows_go_there_and_back(way, dtype) -> None:
             places = torch.randperm(tokens * top_k).view(tokens, top_k)
             x, rows = torch.randn(tokens, width + 3).to(dtype)[:, :width], torch.randn(tokens * top_k, width).to(dtype)
             exact = torch.promote_types(dtype, torch.float32)
-            seed, of_rows = torch.randn(tokens, width).to(dtype), torch.randn(tokens * top_k, width + 1).to(dtype)[:, 1:]
+            seed = torch.randn(tokens, width).to(dtype)
+            of_rows = torch.randn(tokens * top_k, width + 1).to(dtype)[:, 1:]
             assert torch.equal(PERMUTE_TOKENS(x, places), _permuted(x, places))
             found = gradients(lambda x, at=places: PERMUTE_TOKENS(x, at), [x], [of_rows])
             assert_near(found, [_unpermuted(of_rows.double(), None, places)])

@@ -13,7 +13,7 @@ from torch import Tensor
 from graphopt.triton_kernels.launch import launch, power_of_two, rows_of
 
 _CHOICES = 256  # of a block
-_CHUNK = 32  # of them that all are compared with at once
+_CHUNK = 16  # of them that all are compared with at once
 _LEAST_BINS = 32  # experts that are counted: triton's histogram has one for each thread of a warp
 _BLOCKS, _COLUMNS = 256, 16  # of counts that are summed at once
 _MOVED = 2048  # elements of a row that a program moves
@@ -165,9 +165,7 @@ def unpermute_tokens(rows: Tensor, weights: Tensor | None, places: Tensor) -> Te
     return y
 
 
-def unpermute_tokens_backward(
-    gradient: Tensor, rows: Tensor, weights: Tensor, places: Tensor
-) -> tuple[Tensor, Tensor]:
+def unpermute_tokens_backward(gradient: Tensor, rows: Tensor, weights: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     given, gradients = rows_of(rows), rows_of(gradient)
     count, width = given.shape
     of_rows = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)

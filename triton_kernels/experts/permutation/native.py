@@ -1,4 +1,4 @@
-"""Tokens by expert and back by `graphopt.cuda_ext`; functions have the arguments and results of those in `reference`."""
+"""Tokens by expert and back in native code; functions have the arguments and results of those in `reference`."""
 
 import torch
 from torch import Tensor
@@ -27,9 +27,7 @@ def unpermute_tokens(rows: Tensor, weights: Tensor | None, places: Tensor) -> Te
     return native.unpermute_tokens(rows_of(rows).contiguous(), _floats(weights), places.contiguous())
 
 
-def unpermute_tokens_backward(
-    gradient: Tensor, rows: Tensor, weights: Tensor, places: Tensor
-) -> tuple[Tensor, Tensor]:
+def unpermute_tokens_backward(gradient: Tensor, rows: Tensor, weights: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     if not native.is_built():
         return reference.unpermute_tokens_backward(gradient, rows, weights, places)
     wide = weights.to(torch.float32).contiguous()

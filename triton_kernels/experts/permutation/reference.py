@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def sort_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which choice stands where, int64 [n]; where each stands, int64 [...]; where each expert's end, int32 [experts]."""
+    """Which choice stands where, int64 [n]; where each stands, int64 [...]; where experts end, int32 [experts]."""
     flat = chosen.reshape(-1)
     numbers, order = flat.masked_fill((flat < 0) | (flat >= experts), experts).sort(stable=True)
     places = torch.empty_like(order)
@@ -36,9 +36,7 @@ def unpermute_tokens(rows: Tensor, weights: Tensor | None, places: Tensor) -> Te
     return picked.sum(1).to(rows.dtype)
 
 
-def unpermute_tokens_backward(
-    gradient: Tensor, rows: Tensor, weights: Tensor, places: Tensor
-) -> tuple[Tensor, Tensor]:
+def unpermute_tokens_backward(gradient: Tensor, rows: Tensor, weights: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of rows and weights."""
     wide = _exact(gradient).unsqueeze(1)
     of_rows = torch.empty_like(rows, memory_format=torch.contiguous_format)

@@ -34,7 +34,7 @@ class _Tile(NamedTuple):
 _HALF = ((16, _Tile(16, 128, 128, 4, 3)), (32, _Tile(32, 128, 64, 4, 4)), (64, _Tile(64, 128, 64, 4, 4)))
 _HALF_LARGE = _Tile(128, 256, 64, 8, 3)
 _TF32 = _Tile(128, 128, 32, 8, 3)
-_EXACT = _Tile(64, 64, 32, 8, 3)  # float32 has no tensor cores
+_EXACT = _Tile(64, 64, 32, 4, 3)  # float32 has no tensor cores
 _OUTER_HALF = _Tile(128, 128, 64, 8, 3)
 
 

@@ -43,8 +43,8 @@ def _forward(
     keys = tl.where(keys == keys, keys, float("inf"))
     if LIMITED:
         by_group = tl.reshape(tl.where(is_expert[None, :], keys, float("-inf")), (ROWS, GROUPS, SIZE))
-        best = tl.argmax(by_group, axis=2)
-        others = tl.where(tl.arange(0, SIZE)[None, None, :] == best[:, :, None], float("-inf"), by_group)
+        first = tl.argmax(by_group, axis=2)
+        others = tl.where(tl.arange(0, SIZE)[None, None, :] == first[:, :, None], float("-inf"), by_group)
         totals = tl.max(by_group, axis=2) + tl.max(others, axis=2)
         number = tl.arange(0, GROUPS)
         one, other = totals[:, :, None], totals[:, None, :]

@@ -1,0 +1,174 @@
+"""Which experts a token goes to, of the scores of all.
+
+    picked, chosen = topk(softmax(logits), k)
+    chosen = topk(scores + bias, k);  picked = scores[chosen]      scores: softmax or sigmoid, perhaps of some groups
+    weights = scale * picked / (picked.sum() + epsilon)
+
+each without what it can do without.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphopt.dimensions.notation import same_shape
+from graphopt.ir import facts_of
+from graphopt.passes.patterns.fusion import Fusion, Replacements, Site, Writer
+from graphopt.passes.patterns.pattern import (
+    Found,
+    argument_of,
+    bind,
+    casts_between,
+    dtype_of,
+    is_last,
+    item_source,
+    items_of,
+    packet_of,
+    uncast,
+)
+from graphopt.triton_kernels.experts.routing.op import FAMILY, ROUTE
+
+aten = torch.ops.aten
+_RESHAPES = frozenset({aten.reshape, aten.view, aten._unsafe_view})
+_SPREADING = frozenset({*_RESHAPES, aten._to_copy, aten.clone, aten.expand})
+
+
+def _scored(value: Any, found: Found) -> Iterator[Found]:
+    """Softmax or sigmoid of logits."""
+    is_softmax = packet_of(value) in (aten.softmax, aten._softmax) and is_last(value.args[1], value)
+    if is_softmax or packet_of(value) is aten.sigmoid:
+        for each in bind("logits")(value.args[0], found):
+            yield each.binding("scores", "softmax" if is_softmax else "sigmoid").binding("scored", value)
+
+
+def _best(value: Any, index: int) -> fx.Node | None:
+    """The call that takes the largest of each row, of which a value is an item; None if it is none."""
+    topk = item_source(value, index, aten.topk)
+    is_best = topk is not None and is_last(argument_of(topk, "dim"), topk.args[0]) and argument_of(topk, "largest")
+    return topk if is_best else None
+
+
+def _picked(value: Any, found: Found) -> Iterator[Found]:
+    """The largest scores, or those whose keys are the largest: scores with biases, perhaps of some groups."""
+    topk = _best(value, 0)
+    if topk is not None:
+        for each in _scored(topk.args[0], found):
+            yield each.binding("topk", topk).through(value)
+    if packet_of(value) is not aten.gather or not is_last(value.args[1], value):
+        return
+    scored, _, chosen = value.args[:3]
+    topk = _best(chosen, 1)
+    if topk is None:
+        return
+    for each in _scored(scored, found.binding("topk", topk).through(value)):
+        keys, groups, top_groups = _of_groups(topk.args[0])
+        each = each.binding("keys", keys).binding("groups", groups).binding("top_groups", top_groups)
+        if keys is scored:
+            yield each
+        elif packet_of(keys) is aten.add and len(keys.args) == 2 and keys.args[0] is scored and not keys.kwargs:
+            yield from bind("bias")(keys.args[1], each)
+
+
+def _of_groups(keys: fx.Node) -> tuple[fx.Node, int, int]:
+    """Keys before those are left out that are of other groups than the best; how many there are of both.
+
+    A group's sum of its two largest keys tells: ``topk(topk(keys by group, 2).sum(), n)``, scattered, spread over the
+    experts and turned round, is where keys are left out.
+    """
+    untouched = (keys, 1, 1)
+    if packet_of(keys) is not aten.masked_fill or keys.args[2] != -math.inf:
+        return untouched
+    all_keys, mask, _ = keys.args
+    kept = _negated(mask)
+    while packet_of(kept) in _SPREADING:
+        kept = kept.args[0]  # type: ignore[union-attr, assignment]
+    if packet_of(kept) is not aten.unsqueeze or not is_last(kept.args[1], kept):  # type: ignore[union-attr]
+        return untouched
+    scattered = kept.args[0]  # type: ignore[union-attr]
+    if packet_of(scattered) is not aten.scatter or not is_last(scattered.args[1], scattered):
+        return untouched
+    zeros, _, numbers, one = scattered.args[:4]
+    of_groups = _best(numbers, 1)
+    if packet_of(zeros) is not aten.zeros_like or one not in (1, True) or of_groups is None:
+        return untouched
+    totals = of_groups.args[0]
+    if (
+        packet_of(totals) is not aten.sum
+        or argument_of(totals, "keepdim")
+        or argument_of(totals, "dim") not in ([-1], [2])
+    ):
+        return untouched
+    two = _best(totals.args[0], 0)
+    by_group = None if two is None or two.args[1] != 2 else two.args[0]
+    if packet_of(by_group) not in _RESHAPES or by_group.args[0] is not all_keys:  # type: ignore[union-attr]
+        return untouched
+    groups = by_group.meta["val"].shape[1] if by_group.meta["val"].dim() == 3 else None  # type: ignore[union-attr]
+    is_known = isinstance(groups, int) and isinstance(of_groups.args[1], int)
+    return (all_keys, groups, of_groups.args[1]) if is_known else untouched
+
+
+def _negated(value: Any) -> Any:
+    is_negated = packet_of(value) in (aten.bitwise_not, aten.logical_not)
+    return value.args[0] if is_negated and dtype_of(value) == torch.bool else None
+
+
+def _normalized(value: Any, found: Found) -> Iterator[Found]:
+    """Of sum one, but for what is added to the sum so that it is not zero."""
+    node = uncast(value)
+    if packet_of(node) is not aten.div or len(node.args) != 2 or node.kwargs:
+        return
+    picked, total = node.args
+    inner, epsilon = [*casts_between(value, node), node, total], 0.0
+    if packet_of(total) is aten.add and type(total.args[1]) in (int, float) and not total.kwargs:
+        total, epsilon = total.args
+        inner.append(total)
+    if packet_of(total) is not aten.sum or total.args[0] is not picked or not argument_of(total, "keepdim"):
+        return
+    dims = argument_of(total, "dim")
+    if len(dims) == 1 and is_last(dims[0], total):
+        inside = found.through(*inner).binding("normalized", True).binding("epsilon", float(epsilon))
+        yield from _picked(picked, inside)
+
+
+def _unscaled(value: Any, found: Found) -> Iterator[Found]:
+    yield from _normalized(value, found)
+    yield from _picked(value, found.binding("normalized", False))
+
+
+def _weights(value: Any, found: Found) -> Iterator[Found]:
+    """What the best weigh, times a number or not."""
+    node = uncast(value)
+    if packet_of(node) is aten.mul and len(node.args) == 2 and type(node.args[1]) in (int, float):
+        casts = casts_between(value, node)
+        yield from _unscaled(node.args[0], found.binding("scale", float(node.args[1])).through(*casts, node))
+    yield from _unscaled(value, found)
+
+
+def _fits_routing(site: Site) -> bool:
+    topk, scored, logits = site["topk"], site["scored"], site.value("logits")
+    is_alone = all(user in (topk, site["keys"]) or user in site.found.inner for user in scored.users)
+    is_read_once = all(user in site.found.inner or user.args[1] == 1 for user in topk.users)
+    wheres = {(facts_of(node).layer, facts_of(node).checkpoint) for node in (site.root, topk, scored)}
+    is_wide = dtype_of(scored) == torch.promote_types(logits.dtype, torch.float32)
+    is_sized = isinstance(topk.args[1], int) and isinstance(logits.shape[-1], int)
+    bias = None if site["bias"] is None else site.value("bias")
+    is_bias = bias is None or (bias.dtype == torch.float32 and same_shape(bias.shape, logits.shape[-1:]))
+    return logits.dim() == 2 and is_alone and is_read_once and len(wheres) == 1 and is_wide and is_sized and is_bias
+
+
+def _write_routing(writer: Writer) -> Replacements:
+    site = writer.site
+    topk = site["topk"]
+    with writer.before(topk):
+        how = (site["scores"], site["normalized"], site["epsilon"] or 0.0, site["scale"] or 1.0)
+        groups = (site["groups"] or 1, site["top_groups"] or 1)
+        routed = writer.call(ROUTE, site["logits"], site["bias"], topk.args[1], *how, *groups)
+        weights = writer.cast(writer.item(routed, 0), site.result.dtype)
+        chosen = writer.item(routed, 1)
+        return {site.root: weights, **dict.fromkeys(items_of(topk, 1), chosen)}
+
+
+FUSIONS = (Fusion("route", FAMILY, _weights, of="logits", fits=_fits_routing, write=_write_routing),)
