@@ -40,16 +40,16 @@ _RESHAPES = frozenset({aten.reshape, aten.view, aten._unsafe_view})
 _CASTS = frozenset({aten._to_copy, aten.type_as})
 
 
-def _order_of(value: Any) -> fx.Node | None:
+def _order_of(value: Any) -> Any:
     """The call that sorts numbers of experts, where a value is which of them stands where; None if it is not."""
-    sort = value if packet_of(value) is aten.argsort else item_source(value, 1, aten.sort)
+    sort: Any = value if packet_of(value) is aten.argsort else item_source(value, 1, aten.sort)
     if sort is None or argument_of(sort, "descending"):
         return None
     ids = sort.args[0].meta["val"]
     return sort if ids.dim() == 1 and ids.dtype == torch.int64 else None
 
 
-def _inverse_of(value: Any) -> fx.Node | None:
+def _inverse_of(value: Any) -> Any:
     """What an order is of which a value is the inverse; None if it is of none."""
     if packet_of(value) is aten.argsort and not argument_of(value, "descending"):
         order = value.args[0]
@@ -66,9 +66,8 @@ def _inverse_of(value: Any) -> fx.Node | None:
 
 
 def _counts_from_zero(node: fx.Node) -> bool:
-    return node.target is aten.arange.default or (
-        argument_of(node, "start") == 0 and argument_of(node, "step") in (None, 1)
-    )
+    starts = argument_of(node, "start") in (None, 0)
+    return starts and argument_of(node, "step") in (None, 1)
 
 
 def _inverse(value: Any, found: Found) -> Iterator[Found]:
@@ -79,7 +78,7 @@ def _inverse(value: Any, found: Found) -> Iterator[Found]:
         return
     ids = sort.args[0]
     if packet_of(sort) is aten.argsort:
-        numbers = [user for user in order.users if _is_index(user) and user.args[0] is ids]  # type: ignore[union-attr]
+        numbers = [user for user in order.users if _is_index(user) and user.args[0] is ids]
     else:
         numbers = items_of(sort, 0)
     counts = [user for each in numbers for user in _converted(each) if packet_of(user) is aten.histc]
@@ -178,7 +177,7 @@ def _gathered(order: fx.Node) -> Pattern:
 
     def match(value: Any, found: Found) -> Iterator[Found]:
         outer = uncast(value)
-        inner = outer.args[0] if packet_of(outer) in (aten.unsqueeze, aten.index) else None
+        inner: Any = outer.args[0] if packet_of(outer) in (aten.unsqueeze, aten.index) else None
         index, column = (outer, inner) if _is_index(outer) else (inner, outer)
         if not _is_index(index) or index.args[1][0] is not order or packet_of(column) is not aten.unsqueeze:
             return

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx
 
 from graphopt.dimensions.notation import same_shape
 from graphopt.ir import facts_of
@@ -33,7 +32,7 @@ from graphopt.triton_kernels.experts.routing.op import FAMILY, ROUTE
 
 aten = torch.ops.aten
 _RESHAPES = frozenset({aten.reshape, aten.view, aten._unsafe_view})
-_SPREADING = frozenset({*_RESHAPES, aten._to_copy, aten.clone, aten.expand})
+_COPIES = frozenset({*_RESHAPES, aten._to_copy, aten.clone})
 
 
 def _scored(value: Any, found: Found) -> Iterator[Found]:
@@ -44,9 +43,9 @@ def _scored(value: Any, found: Found) -> Iterator[Found]:
             yield each.binding("scores", "softmax" if is_softmax else "sigmoid").binding("scored", value)
 
 
-def _best(value: Any, index: int) -> fx.Node | None:
+def _best(value: Any, index: int) -> Any:
     """The call that takes the largest of each row, of which a value is an item; None if it is none."""
-    topk = item_source(value, index, aten.topk)
+    topk: Any = item_source(value, index, aten.topk)
     is_best = topk is not None and is_last(argument_of(topk, "dim"), topk.args[0]) and argument_of(topk, "largest")
     return topk if is_best else None
 
@@ -72,7 +71,7 @@ def _picked(value: Any, found: Found) -> Iterator[Found]:
             yield from bind("bias")(keys.args[1], each)
 
 
-def _of_groups(keys: fx.Node) -> tuple[fx.Node, int, int]:
+def _of_groups(keys: Any) -> tuple[Any, int, int]:
     """Keys before those are left out that are of other groups than the best; how many there are of both.
 
     A group's sum of its two largest keys tells: ``topk(topk(keys by group, 2).sum(), n)``, scattered, spread over the
@@ -83,31 +82,34 @@ def _of_groups(keys: fx.Node) -> tuple[fx.Node, int, int]:
         return untouched
     all_keys, mask, _ = keys.args
     kept = _negated(mask)
-    while packet_of(kept) in _SPREADING:
-        kept = kept.args[0]  # type: ignore[union-attr, assignment]
-    if packet_of(kept) is not aten.unsqueeze or not is_last(kept.args[1], kept):  # type: ignore[union-attr]
+    while packet_of(kept) in _COPIES:
+        kept = kept.args[0]
+    column: Any = kept.args[0] if packet_of(kept) is aten.expand else None
+    if packet_of(column) is not aten.unsqueeze or not is_last(column.args[1], column):
         return untouched
-    scattered = kept.args[0]  # type: ignore[union-attr]
+    scattered = column.args[0]
     if packet_of(scattered) is not aten.scatter or not is_last(scattered.args[1], scattered):
         return untouched
     zeros, _, numbers, one = scattered.args[:4]
     of_groups = _best(numbers, 1)
     if packet_of(zeros) is not aten.zeros_like or one not in (1, True) or of_groups is None:
         return untouched
-    totals = of_groups.args[0]
-    if (
-        packet_of(totals) is not aten.sum
-        or argument_of(totals, "keepdim")
-        or argument_of(totals, "dim") not in ([-1], [2])
-    ):
+    by_group = _summed_by_two(of_groups.args[0])
+    if packet_of(by_group) not in _RESHAPES or by_group.args[0] is not all_keys:
         return untouched
+    shape = by_group.meta["val"].shape
+    is_spread = len(shape) == 3 and same_shape(shape, kept.meta["val"].shape)
+    is_known = is_spread and isinstance(shape[1], int) and isinstance(of_groups.args[1], int)
+    return (all_keys, shape[1], of_groups.args[1]) if is_known else untouched
+
+
+def _summed_by_two(totals: Any) -> Any:
+    """Of what a value is the sum of the two largest of each row; None if it is none."""
+    if packet_of(totals) is not aten.sum or argument_of(totals, "keepdim"):
+        return None
     two = _best(totals.args[0], 0)
-    by_group = None if two is None or two.args[1] != 2 else two.args[0]
-    if packet_of(by_group) not in _RESHAPES or by_group.args[0] is not all_keys:  # type: ignore[union-attr]
-        return untouched
-    groups = by_group.meta["val"].shape[1] if by_group.meta["val"].dim() == 3 else None  # type: ignore[union-attr]
-    is_known = isinstance(groups, int) and isinstance(of_groups.args[1], int)
-    return (all_keys, groups, of_groups.args[1]) if is_known else untouched
+    is_of_row = two is not None and argument_of(totals, "dim") in ([-1], [2]) and two.args[1] == 2
+    return two.args[0] if is_of_row else None
 
 
 def _negated(value: Any) -> Any:

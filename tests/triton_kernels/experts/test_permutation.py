@@ -87,8 +87,7 @@ def test_rows_go_there_and_back(way, dtype) -> None:
             assert_near(found, [_unpermuted(of_rows.double(), None, places)])
             assert_near([UNPERMUTE_TOKENS(rows, None, places)], [_unpermuted(rows.double(), None, places)])
             for weights in (torch.rand(tokens, top_k).to(exact), torch.rand(tokens, top_k).to(dtype)):
-                given = [rows, weights]
-                doubles = [tensor.double() for tensor in given]
+                given, doubles = (rows, weights), (rows.double(), weights.double())
                 assert_near([UNPERMUTE_TOKENS(*given, places)], [_unpermuted(*doubles, places)])
                 found = gradients(lambda r, w, at=places: UNPERMUTE_TOKENS(r, w, at), given, [seed])
                 wanted = gradients(lambda r, w, at=places: _unpermuted(r, w, at), doubles, [seed.double()])

@@ -82,7 +82,7 @@ def test_kernels_are_that_of_a_loop(way: str, dtype: torch.dtype, turned: bool) 
         rows = torch.randn(t, k + 3).to(dtype)[:, :k]
         matrices = torch.randn(len(sizes), n, k).to(dtype).mT if turned else torch.randn(len(sizes), k, n).to(dtype)
         seed = torch.randn(t, n).to(dtype)
-        doubles = [tensor.double() for tensor in (rows, matrices)]
+        doubles = (rows.double(), matrices.double())
         with computed_by(way):
             assert_near([GROUPED_MM(rows, matrices, ends)], [_product(*doubles, ends)], 4)
             found = gradients(lambda r, m, at=ends: GROUPED_MM(r, m, at), [rows, matrices], [seed])

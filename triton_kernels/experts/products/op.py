@@ -83,9 +83,9 @@ def _of_mm(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 def _like_matrices(rows: Tensor, gradient: Tensor, ends: Tensor, matrices: Tensor) -> Tensor:
     """Which lies in memory as they do: the gradient of a parameter that is multiplied transposed is not copied."""
-    if matrices.stride(-1) != 1 and matrices.stride(-2) == 1:
-        return GROUPED_OUTER(gradient, rows, ends).mT
-    return GROUPED_OUTER(rows, gradient, ends)
+    is_turned = matrices.stride(-1) != 1 and matrices.stride(-2) == 1
+    result: Tensor = GROUPED_OUTER(gradient, rows, ends) if is_turned else GROUPED_OUTER(rows, gradient, ends)
+    return result.mT if is_turned else result
 
 
 def _of_outer(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
