@@ -86,6 +86,15 @@ def _products(tokens: int, dtype: torch.dtype) -> None:
     products.grouped_outer(rows, others, ends)
 
 
+def _products_in_tf32() -> None:
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        _products(65536, torch.float32)
+    finally:
+        matmul.fp32_precision = before
+
+
 def _per_token() -> Tensor:
     return _on_meta(_TOKENS, dtype=torch.float32)
 
@@ -107,6 +116,7 @@ LAUNCHES: Mapping[str, Callable[[], None]] = {
     "experts, rows of float32": partial(_permutation, torch.float32),
     **{f"experts, {mean} rows each": partial(_products, 128 * mean, torch.bfloat16) for mean in (16, 64, 512)},
     "experts, float32": partial(_products, 65536, torch.float32),
+    "experts, float32 as tf32": _products_in_tf32,
 }
 
 

@@ -153,6 +153,16 @@ def _back(x: Tensor, y: Tensor, descending: bool = False, other: bool = False) -
     return rows[places].view(6, 2, 5).sum(1) + ends.sum()
 
 
+def _of_groups(x: Tensor, y: Tensor, beside: bool) -> Tensor:
+    """The best of two groups of four, which lie one behind the other or, for the mask alone, beside each other."""
+    scores = x.sigmoid()
+    totals = scores.view(-1, 2, 4).topk(2, -1)[0].sum(-1)
+    kept = torch.zeros_like(totals).scatter(1, totals.topk(1)[1], 1)
+    kept = kept.unsqueeze(1).expand(-1, 4, 2) if beside else kept.unsqueeze(-1).expand(-1, 2, 4)
+    open_to = scores.masked_fill(~kept.reshape(-1, 8).bool(), float("-inf"))
+    return _normalized(scores.gather(1, open_to.topk(2)[1]))
+
+
 SAME: dict[str, tuple[Callable[[Tensor, Tensor], Any], tuple[int, ...]]] = {
     "normalized": (lambda x, y: _normalized(x.softmax(-1).topk(2)[0]), (1, 0, 0, 0, 0)),
     "as they are": (lambda x, y: x.softmax(1).topk(3, 1), (1, 0, 0, 0, 0)),
@@ -160,12 +170,14 @@ SAME: dict[str, tuple[Callable[[Tensor, Tensor], Any], tuple[int, ...]]] = {
         lambda x, y: _normalized(x.bfloat16().softmax(-1, torch.float).topk(2)[0]).bfloat16(),
         (1, 0, 0, 0, 0),
     ),
+    "of the best group": (lambda x, y: _of_groups(x, y, beside=False), (1, 0, 0, 0, 0)),
     "sorted, and back": (_back, (0, 1, 0, 1, 0)),
 }
 OTHER: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "softmax over tokens": lambda x, y: x.softmax(0).topk(2),
     "the smallest": lambda x, y: x.softmax(-1).topk(2, largest=False),
     "scores read elsewhere": _scores_returned,
+    "groups beside each other": lambda x, y: _of_groups(x, y, beside=True),
     "sorted down": lambda x, y: _back(x, y, descending=True),
 }
 

@@ -8,12 +8,21 @@ import torch
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
+from graphopt.triton_kernels.experts.permutation import kernel as permutation
+from graphopt.triton_kernels.experts.products import kernel as products
+from graphopt.triton_kernels.experts.routing import kernel as routing
 from graphopt.triton_kernels.norms import kernel as norms
 from graphopt.triton_kernels.resources import LAUNCHES, REGISTERS, SHARED_MEMORY, TABLE, measured, sources
 from graphopt.triton_kernels.rotary import kernel as rotary
 
 TOLD = json.loads(TABLE.read_text())
-SOME = ["norms, 128 bfloat16", "activations, silu", "rotary, interleaved", "cross_entropy, bfloat16"]
+SOME = [
+    "norms, 128 bfloat16",
+    "activations, silu",
+    "rotary, interleaved",
+    "cross_entropy, bfloat16",
+    "experts, rows of bfloat16",
+]
 
 _BYTES_AT_ONCE = 16
 
@@ -84,3 +93,18 @@ def test_sizes_of_one_compile_too() -> None:
         cross_entropy.cross_entropy(x, target, 1, 1.0, 1.0)
         cross_entropy.cross_entropy_backward(x, of_row, target, of_row, 1, 1.0, 1.0)
     assert len(compiled) == 7
+
+
+def test_one_expert_of_one_token_compiles_too() -> None:
+    x, one = torch.empty(1, 1, device="meta"), torch.empty(1, dtype=torch.int32, device="meta")
+    at = torch.empty(1, 1, dtype=torch.int64, device="meta")
+    with _triton.compiling(90) as compiled:
+        routing.route(x, one.float(), 1, "sigmoid", True, 0.0, 1.0, 1, 1)
+        routing.route_backward(x, x, at, "softmax", True, 0.0, 1.0)
+        permutation.sort_by_expert(at, 1)
+        permutation.permute_tokens(x, at)
+        permutation.unpermute_tokens(x, None, at)
+        permutation.unpermute_tokens_backward(x, x, x, at)
+        products.grouped_mm(x, x[None], one)
+        products.grouped_outer(x, x, one)
+    assert len(compiled) == 10

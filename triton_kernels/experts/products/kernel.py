@@ -36,6 +36,8 @@ _HALF_LARGE = _Tile(128, 256, 64, 8, 3)
 _TF32 = _Tile(128, 128, 32, 8, 3)
 _EXACT = _Tile(64, 64, 32, 4, 3)  # float32 has no tensor cores
 _OUTER_HALF = _Tile(128, 128, 64, 8, 3)
+# tf32 is multiplied on sm_90 from rows that lie turned: in several stages they would be copied 4 bytes at a time.
+_OUTER_TF32 = _Tile(128, 128, 32, 8, 1)
 
 
 @triton.jit
@@ -108,23 +110,23 @@ def _outer(
     start = tl.load(ENDS + group - 1, mask=group > 0, other=0)
     end = tl.load(ENDS + group)
     inner, column = m * M + tl.arange(0, M), n * N + tl.arange(0, N)
-    is_inner, is_column = (inner < depth)[:, None], (column < width)[None, :]
+    is_inner, is_column = (inner < depth)[None, :], (column < width)[None, :]
     row = start + tl.arange(0, K)
-    rows = ROWS + row.to(tl.int64)[None, :] * row_stride + inner[:, None]
+    rows = ROWS + row.to(tl.int64)[:, None] * row_stride + inner[None, :]
     others = OTHERS + row.to(tl.int64)[:, None] * other_stride + column[None, :]
     total = tl.zeros((M, N), dtype=tl.float32)
     for first in range(start, end, K):
         is_row = first + tl.arange(0, K) < end
-        a = tl.load(rows, mask=is_inner & is_row[None, :], other=0.0)
+        a = tl.load(rows, mask=is_inner & is_row[:, None], other=0.0)
         b = tl.load(others, mask=is_column & is_row[:, None], other=0.0)
         if WIDENS:
             a, b = a.to(tl.float32), b.to(tl.float32)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
+        total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION)
         rows += K * row_stride
         others += K * other_stride
     result = RESULT + group.to(tl.int64) * depth * width
     result += inner[:, None].to(tl.int64) * width + column[None, :]
-    tl.store(result, total.to(RESULT.dtype.element_ty), mask=is_inner & is_column)
+    tl.store(result, total.to(RESULT.dtype.element_ty), mask=(inner < depth)[:, None] & is_column)
 
 
 @triton.jit
@@ -163,7 +165,7 @@ def grouped_outer(rows: Tensor, others: Tensor, ends: Tensor) -> Tensor:
         return torchs.product(given.t(), beside, ends)
     depth, width, groups = given.shape[1], beside.shape[1], len(ends)
     result = torch.empty(groups, depth, width, dtype=rows.dtype, device=rows.device)
-    tile = _OUTER_HALF if rows.dtype.itemsize == 2 else _tile_of(rows, 0)
+    tile = _OUTER_HALF if rows.dtype.itemsize == 2 else _OUTER_TF32 if _allows_tf32() else _EXACT
     programs = groups * triton.cdiv(depth, tile.rows) * triton.cdiv(width, tile.columns)
     launch(_outer, programs, given, beside, ends.contiguous(), result, given.stride(0), beside.stride(0), depth, width,
            warps=tile.warps, num_stages=tile.stages, M=tile.rows, N=tile.columns, K=tile.depth, TOGETHER=_TOGETHER,
