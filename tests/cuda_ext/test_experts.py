@@ -55,7 +55,7 @@ def test_without_a_compiler_torch_computes_the_same(without_compiler: None) -> N
     [
         (lambda x, p: experts.route(x.double(), None, *_OPTIONS), "logits is torch.float64"),
         (lambda x, p: experts.route(x, x[0, :2], *_OPTIONS), r"bias has the shape \[2\], not \[3\]"),
-        (lambda x, p: experts.route_backward(x, x[:, :1].clone(), p + 3, *_OPTIONS[1:5]), "chosen has 4, .* from 0 to 2"),
+        (lambda x, p: experts.route_backward(x, x[:, :1].clone(), p + 3, *_OPTIONS[1:5]), "chosen has 4"),
         (lambda x, p: experts.sort_by_expert(p.flatten().int(), 4), "chosen is torch.int32, not torch.int64"),
         (lambda x, p: experts.permute_tokens(x.t(), p), "x is not contiguous"),
         (lambda x, p: experts.permute_tokens(x, p - 1), "places has -1, which is not from 0 to 1"),
