@@ -63,21 +63,21 @@ def _picked(value: Any, found: Found) -> Iterator[Found]:
     if topk is None:
         return
     for each in _scored(scored, found.binding("topk", topk).through(value)):
-        keys, groups, top_groups = _of_groups(topk.args[0])
-        each = each.binding("keys", keys).binding("groups", groups).binding("top_groups", top_groups)
+        each = _of_groups(topk.args[0], each)
+        keys = each["keys"]
         if keys is scored:
             yield each
         elif packet_of(keys) is aten.add and len(keys.args) == 2 and keys.args[0] is scored and not keys.kwargs:
             yield from bind("bias")(keys.args[1], each)
 
 
-def _of_groups(keys: Any) -> tuple[Any, int, int]:
-    """Keys before those are left out that are of other groups than the best; how many there are of both.
+def _of_groups(keys: Any, found: Found) -> Found:
+    """With keys before those are left out that are of other groups than the best, and how many there are of both.
 
     A group's sum of its two largest keys tells: ``topk(topk(keys by group, 2).sum(), n)``, scattered, spread over the
     experts and turned round, is where keys are left out.
     """
-    untouched = (keys, 1, 1)
+    untouched = found.binding("keys", keys)
     if packet_of(keys) is not aten.masked_fill or keys.args[2] != -math.inf:
         return untouched
     all_keys, mask, _ = keys.args
@@ -100,7 +100,10 @@ def _of_groups(keys: Any) -> tuple[Any, int, int]:
     shape = by_group.meta["val"].shape
     is_spread = len(shape) == 3 and same_shape(shape, kept.meta["val"].shape)
     is_known = is_spread and isinstance(shape[1], int) and isinstance(of_groups.args[1], int)
-    return (all_keys, shape[1], of_groups.args[1]) if is_known else untouched
+    if not is_known:
+        return untouched
+    found = found.binding("keys", all_keys).binding("by_group", by_group)
+    return found.binding("groups", shape[1]).binding("top_groups", of_groups.args[1])
 
 
 def _summed_by_two(totals: Any) -> Any:
@@ -151,7 +154,8 @@ def _weights(value: Any, found: Found) -> Iterator[Found]:
 
 def _fits_routing(site: Site) -> bool:
     topk, scored, logits = site["topk"], site["scored"], site.value("logits")
-    is_alone = all(user in (topk, site["keys"]) or user in site.found.inner for user in scored.users)
+    read_for = {topk, topk.args[0], site["keys"], site["by_group"], *site.found.inner}
+    is_alone = all(user in read_for for user in scored.users)
     is_read_once = all(user in site.found.inner or user.args[1] == 1 for user in topk.users)
     wheres = {(facts_of(node).layer, facts_of(node).checkpoint) for node in (site.root, topk, scored)}
     is_wide = dtype_of(scored) == torch.promote_types(logits.dtype, torch.float32)

@@ -12,10 +12,12 @@ from graphopt.triton_kernels.experts.products import kernel, torchs
 from graphopt.triton_kernels.experts.products.op import FAMILY, GROUPED_MM, GROUPED_OUTER
 from tests.support.kernels import WAYS, assert_near, computed_by, gradients, in_interpreter, mode
 
-VARIANTS = [
-    ("reference", torch.float32),
-    *(("triton", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
-    *(("cuda", dtype) for dtype in (torch.float32, torch.bfloat16)),
+VARIANTS = [  # the last: whether matrices lie turned
+    *(("reference", torch.float32, turned) for turned in (False, True)),
+    *(("cuda", dtype, turned) for dtype in (torch.float32, torch.bfloat16) for turned in (False, True)),
+    ("triton", torch.float32, False),
+    ("triton", torch.float16, False),
+    ("triton", torch.bfloat16, True),
 ]
 # Sizes of groups, rows past them, widths: aligned or not, of several tiles, of many rows a group, of one group.
 SHAPES = [
@@ -73,8 +75,7 @@ def test_operators_are_what_they_declare(target) -> None:
     assert torch.autograd.gradgradcheck(lambda a, b: target(a, b, ends), (rows, other))
 
 
-@pytest.mark.parametrize(("way", "dtype"), VARIANTS, ids=str)
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("way", "dtype", "turned"), VARIANTS, ids=str)
 def test_kernels_are_that_of_a_loop(way: str, dtype: torch.dtype, turned: bool) -> None:
     torch.manual_seed(0)
     for sizes, past, k, n in SHAPES:
