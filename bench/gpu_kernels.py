@@ -191,9 +191,8 @@ def _of_experts(at: Sizes, real: Callable[..., Tensor], elements: Callable[..., 
     matrices = real(experts, at.inner, at.width) / at.width**0.5
     flops = 2 * at.tokens * top_k * at.width * at.inner
 
-    def routed(x: Tensor) -> Tensor:
-        weights = x.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)).topk(8).values
-        return weights / weights.sum(-1, keepdim=True)
+    def routed(x: Tensor) -> Tensor:  # without a sum of one, whose gradient would be zero here
+        return x.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)).topk(8).values
 
     def unpermuted(rows: Tensor, weights: Tensor) -> Tensor:
         return (rows * weights.view(-1)[order, None])[places.view(-1)].view(at.tokens, top_k, at.width).sum(1)
@@ -206,7 +205,7 @@ def _of_experts(at: Sizes, real: Callable[..., Tensor], elements: Callable[..., 
     return [
         Case(
             "routing",
-            lambda x: ROUTE(x, None, 8, "softmax", True, 0.0, 1.0, 1, 1)[0],
+            lambda x: ROUTE(x, None, 8, "softmax", False, 0.0, 1.0, 1, 1)[0],
             routed,
             (real(at.tokens, 128),),
             (scores, 2 * scores),
