@@ -187,8 +187,9 @@ def _of_experts(at: Sizes, real: Callable[..., Tensor], elements: Callable[..., 
     experts, top_k, row = 8, 2, elements(at.tokens, at.width)
     chosen = torch.rand(at.tokens, experts, device=device).topk(top_k).indices
     order, places, ends = SORT_BY_EXPERT(chosen, experts)
-    scores = elements(at.tokens, 128)
     matrices = real(experts, at.inner, at.width) / at.width**0.5
+    scores = elements(at.tokens, 128)
+    logits = (torch.rand(at.tokens, 128, device=device).argsort(-1) / 32).to(matrices.dtype)  # no two of a token alike
     flops = 2 * at.tokens * top_k * at.width * at.inner
 
     def routed(x: Tensor) -> Tensor:  # without a sum of one, whose gradient would be zero here
@@ -207,7 +208,7 @@ def _of_experts(at: Sizes, real: Callable[..., Tensor], elements: Callable[..., 
             "routing",
             lambda x: ROUTE(x, None, 8, "softmax", False, 0.0, 1.0, 1, 1)[0],
             routed,
-            (real(at.tokens, 128),),
+            (logits,),
             (scores, 2 * scores),
         ),
         Case(
