@@ -1,8 +1,9 @@
 """Kernels on a GPU: results beside float64, then times beside the rate at which `torch.clone` moves bytes, and rivals.
 
-``python -m bench.gpu_kernels`` needs one CUDA device and takes a few minutes. Rivals are eager, `torch.compile`, and
-Liger Kernel where it is installed. Shapes are of Llama 3 8B with 8,192 tokens, those of results with 256; ``--small``
-takes tiny ones, to try the script, on the CPU too.
+``python -m bench.gpu_kernels`` needs one CUDA device and takes a few minutes. Rivals are eager, `torch.compile`, an
+operator of torch where it has one, and Liger Kernel where it is installed. Shapes are of Llama 3 8B with 8,192 tokens,
+of experts those of Mixtral 8x7B, routed as in Qwen3 30B-A3B; those of results have 256 tokens. ``--small`` takes tiny
+ones, to try the script, on the CPU too.
 """
 
 import argparse
@@ -27,6 +28,9 @@ from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.part import CROSS_ENTROPY_PART
+from graphopt.triton_kernels.experts.permutation.op import PERMUTE_TOKENS, SORT_BY_EXPERT, UNPERMUTE_TOKENS
+from graphopt.triton_kernels.experts.products.op import GROUPED_MM
+from graphopt.triton_kernels.experts.routing.op import ROUTE
 from graphopt.triton_kernels.norms.op import ADD_LAYER_NORM, ADD_RMS_NORM, LAYER_NORM, RMS_NORM
 from graphopt.triton_kernels.quantization.blocks import reference as blocks
 from graphopt.triton_kernels.quantization.blocks.op import DEQUANTIZE_BLOCKS, QUANTIZE_BLOCKS
@@ -38,6 +42,7 @@ from graphopt.triton_kernels.rotary.op import ROTARY
 _EPSILON = 1e-6
 _ROUNDS = 20
 _FLUSHED = 1 << 28  # bytes written before each call, more than caches hold
+_RIVALS = ("eager", "compile", "torch", "liger")
 Function = Callable[..., Any]
 
 
@@ -46,7 +51,7 @@ class Case:
     """One computation. ours, theirs: of `inputs`, ours and eager's; liger: the name of Liger's function, if it has one.
 
     moved: bytes that forward and backward must read and write at least; flops: of forward and of both ways, where it is
-    bound by these instead. differentiable: whether it has a backward.
+    bound by these instead. differentiable: whether it has a backward. torchs: torch's own operator, if it has one.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Case:
     liger: Function | None = None
     flops: tuple[int, int] = (0, 0)
     differentiable: bool = True
+    torchs: Function | None = None
 
 
 @dataclass(frozen=True)
@@ -203,9 +209,65 @@ def cases(at: Sizes, dtype: torch.dtype, device: str) -> list[Case]:
             (x, classes),
             (0, 0),
             liger and (lambda x, w: liger.liger_fused_linear_cross_entropy(x, w, targets)),
-            flops=(6 * at.tokens * at.width * at.classes,) * 2,  # forward computes gradients too
+            flops=(6 * at.tokens * at.width * at.classes,) * 2,
         ),
+        *_of_experts(at, real, elements, device),
         *_quantized(at, dtype, device),
+    ]
+
+
+def _of_experts(at: Sizes, real: Callable[..., Tensor], elements: Callable[..., int], device: str) -> list[Case]:
+    """Of 8 experts each token goes to 2; it is routed to 8 of 128."""
+    experts, top_k, row = 8, 2, elements(at.tokens, at.width)
+    chosen = torch.rand(at.tokens, experts, device=device).topk(top_k).indices
+    order, places, ends = SORT_BY_EXPERT(chosen, experts)
+    matrices = real(experts, at.inner, at.width) / at.width**0.5
+    scores = elements(at.tokens, 128)
+    logits = (torch.rand(at.tokens, 128, device=device).argsort(-1) / 32).to(matrices.dtype)  # no two of a token alike
+    flops = 2 * at.tokens * top_k * at.width * at.inner
+
+    def routed(x: Tensor) -> Tensor:  # without a sum of one, whose gradient would be zero here
+        return x.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)).topk(8).values
+
+    def unpermuted(rows: Tensor, weights: Tensor) -> Tensor:
+        return (rows * weights.view(-1)[order, None])[places.view(-1)].view(at.tokens, top_k, at.width).sum(1)
+
+    def by_group(rows: Tensor, matrices: Tensor) -> Tensor:
+        starts = [0, *ends.tolist()]
+        pairs = zip(starts, starts[1:], matrices, strict=False)
+        return torch.cat([rows[start:end] @ matrix.t() for start, end, matrix in pairs])
+
+    return [
+        Case(
+            "routing",
+            lambda x: ROUTE(x, None, 8, "softmax", False, 0.0, 1.0, 1, 1)[0],
+            routed,
+            (logits,),
+            (scores, 2 * scores),
+        ),
+        Case(
+            "tokens by expert",
+            lambda x: PERMUTE_TOKENS(x, SORT_BY_EXPERT(chosen, experts)[1]),
+            lambda x: x[chosen.view(-1).sort(stable=True).indices // top_k],
+            (real(at.tokens, at.width),),
+            ((1 + top_k) * row, (1 + top_k) * row),
+        ),
+        Case(
+            "tokens back, weighted",
+            lambda rows, weights: UNPERMUTE_TOKENS(rows, weights, places),
+            unpermuted,
+            (real(at.tokens * top_k, at.width), real(at.tokens, top_k)),
+            ((1 + top_k) * row, (1 + 2 * top_k) * row),
+        ),
+        Case(
+            "products by group",
+            lambda rows, matrices: GROUPED_MM(rows, matrices.mT, ends),
+            by_group,
+            (real(at.tokens * top_k, at.width), matrices),
+            (0, 0),
+            flops=(flops, 3 * flops),
+            torchs=(lambda rows, matrices: F.grouped_mm(rows, matrices.mT, offs=ends)),
+        ),
     ]
 
 
@@ -327,8 +389,8 @@ def seconds(call: Callable[[], Any], device: str) -> float:
 def measured(case: Case, device: str) -> dict[str, Any]:
     """Seconds of each rival, forward alone and both ways."""
     functions = {"graphopt": case.ours, "eager": case.theirs, "compile": torch.compile(case.theirs, dynamic=False)}
-    if case.liger is not None:
-        functions["liger"] = case.liger
+    others = {"torch": case.torchs, "liger": case.liger}
+    functions |= {name: function for name, function in others.items() if function is not None}
     found: dict[str, Any] = {}
     for name, function in functions.items():
         with torch.no_grad():
@@ -381,9 +443,7 @@ def main() -> None:
     clone = _rate_of_clone(device)
     product = _rate_of_products(timed, dtype, device)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    table = Table(
-        "kernel", "way", "ms", "share", "error", "eager", "compile", "liger", title=f"{name}, {options.dtype}"
-    )
+    table = Table("kernel", "way", "ms", "share", "error", *_RIVALS, title=f"{name}, {options.dtype}")
     found = []
     for case in cases(timed, dtype, device):
         apart, times = errors[case.name], measured(case, device)
@@ -391,7 +451,7 @@ def main() -> None:
         for way, moved, flops in zip(times["graphopt"], (case.moved[0], sum(case.moved)), case.flops, strict=False):
             own = times["graphopt"][way]
             share = f"{moved / own / clone:.2f}" if moved else f"{flops / own / product:.2f} of products"
-            others = (f"{times[n][way] / own:.2f} x" if n in times else "-" for n in ("eager", "compile", "liger"))
+            others = (f"{times[n][way] / own:.2f} x" if n in times else "-" for n in _RIVALS)
             table.add_row(case.name, way, f"{own * 1e3:.3f}", share, f"{apart:.1e}", *others)
     Console(width=140).print(table)
     steps = _optimizers(options.small, device, clone)

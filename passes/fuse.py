@@ -7,7 +7,7 @@ from torch import fx
 from graphopt.ir import Level, Program, explain
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
-from graphopt.passes.patterns import activations, class_parallel, cross_entropy, norms, rotary
+from graphopt.passes.patterns import activations, class_parallel, cross_entropy, experts, norms, rotary, routing
 from graphopt.passes.patterns.fusion import Fusion, Site, Writer, varying_of
 from graphopt.passes.rewrite import remove_dead
 from graphopt.triton_kernels.choice import decided, mode_of_kernels
@@ -16,6 +16,8 @@ from graphopt.triton_kernels.choice import decided, mode_of_kernels
 FUSIONS: tuple[Fusion, ...] = (
     *cross_entropy.FUSIONS,
     *class_parallel.FUSIONS,
+    *experts.FUSIONS,
+    *routing.FUSIONS,
     *rotary.FUSIONS,
     *activations.FUSIONS,
     *norms.FUSIONS,

@@ -55,7 +55,8 @@ class Family:
     """The operators of one folder: each is computed by the function of its name in the file of a variant.
 
     widest: of rows that the Triton kernels take; triton: dtypes that they take; capability: the least that they run on.
-    native: dtypes that native code takes on the CPU.
+    native: dtypes that native code takes on the CPU. of_models: whether models call the operators themselves, so that
+    "off", which keeps passes from putting them in, says nothing of how they are computed.
     """
 
     folder: str
@@ -63,10 +64,13 @@ class Family:
     native: frozenset[torch.dtype] = frozenset()
     triton: frozenset[torch.dtype] = OF_TRITON
     capability: tuple[int, int] = _LEAST_CAPABILITY
+    of_models: bool = False
 
     def choose(self, x: torch.Tensor) -> Choice:
         """How operators are computed for tensors like `x`, [..., width]. Raises KernelError where not as asked."""
         mode = mode_of_kernels()
+        if mode == "off" and self.of_models:
+            mode = "auto"
         if mode in ("reference", "off"):
             return Choice("reference", f"kernels={mode}")
         hindrances = {"triton": self._hinders_triton(x, mode), "cuda": self._hinders_native(x)}

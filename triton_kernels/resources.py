@@ -17,6 +17,9 @@ from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.cross_entropy.reference import Options
+from graphopt.triton_kernels.experts.permutation import kernel as permutation
+from graphopt.triton_kernels.experts.products import kernel as products
+from graphopt.triton_kernels.experts.routing import kernel as routing
 from graphopt.triton_kernels.norms import kernel as norms
 from graphopt.triton_kernels.norms.reference import Norm
 from graphopt.triton_kernels.quantization.blocks import kernel as blocks
@@ -102,6 +105,39 @@ def _blocks(bits: int, is_random: bool) -> None:
         blocks.dequantize_blocks(values, scales, bits, block << 12, torch.bfloat16)
 
 
+def _routing(scores: str, experts: int, top_k: int, groups: int, top_groups: int) -> None:
+    logits = _on_meta(_TOKENS, experts)
+    bias = _on_meta(experts, dtype=torch.float32) if scores == "sigmoid" else None
+    options = (scores, True, 1e-20, 2.5)
+    weights, chosen = routing.route(logits, bias, top_k, *options, groups, top_groups)
+    routing.route_backward(logits, weights, chosen, *options)
+
+
+def _permutation(dtype: torch.dtype) -> None:
+    x, chosen = _on_meta(_TOKENS, 4096, dtype=dtype), _on_meta(_TOKENS, 8, dtype=torch.int64)
+    _, places, _ = permutation.sort_by_expert(chosen, 128)
+    rows, weights = permutation.permute_tokens(x, places), _on_meta(_TOKENS, 8, dtype=torch.float32)
+    permutation.unpermute_tokens(rows, weights, places)
+    permutation.unpermute_tokens_backward(x, rows, weights, places)
+
+
+def _products(tokens: int, dtype: torch.dtype) -> None:
+    rows, others = _on_meta(tokens, 4096, dtype=dtype), _on_meta(tokens, 1536, dtype=dtype)
+    matrices, ends = _on_meta(128, 1536, 4096, dtype=dtype), _on_meta(128, dtype=torch.int32)
+    products.grouped_mm(rows, matrices.mT, ends)
+    products.grouped_mm(others, matrices, ends)
+    products.grouped_outer(rows, others, ends)
+
+
+def _products_in_tf32() -> None:
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        _products(65536, torch.float32)
+    finally:
+        matmul.fp32_precision = before
+
+
 def _per_token() -> Tensor:
     return _on_meta(_TOKENS, dtype=torch.float32)
 
@@ -131,6 +167,13 @@ LAUNCHES: Mapping[str, Callable[[], None]] = {
         for bits in (8, 4)
         for is_random in (False, True)
     },
+    "experts, 8 of 128 by softmax": partial(_routing, "softmax", 128, 8, 1, 1),
+    "experts, 8 of 256 by sigmoid in groups": partial(_routing, "sigmoid", 256, 8, 8, 4),
+    "experts, rows of bfloat16": partial(_permutation, torch.bfloat16),
+    "experts, rows of float32": partial(_permutation, torch.float32),
+    **{f"experts, {mean} rows each": partial(_products, 128 * mean, torch.bfloat16) for mean in (16, 64, 512)},
+    "experts, float32": partial(_products, 65536, torch.float32),
+    "experts, float32 as tf32": _products_in_tf32,
 }
 # What only GPUs have whose tensor cores take float8.
 FLOAT8_LAUNCHES: Mapping[str, Callable[[], None]] = {

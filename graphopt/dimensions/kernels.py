@@ -106,4 +106,8 @@ BY_NAME: Mapping[str, Rule] = {
     "graphopt::quantize_blocks": together,
     "graphopt::dequantize_blocks": together,
     "graphopt::linear_cross_entropy_part": spelled("n h, c h, n -> n, n, n, n", whole="h c"),
+    "graphopt::route": spelled("t e, e -> t k, t k", whole="e k"),
+    "graphopt::sort_by_expert": together,
+    "graphopt::permute_tokens": spelled("t h, t k -> n h", whole="t k n", linear=[("x",)]),
+    "graphopt::unpermute_tokens": spelled("n h, t k, t k -> t h", whole="n t k", linear=[("rows",), ("weights",)]),
 }

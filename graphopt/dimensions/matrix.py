@@ -9,7 +9,6 @@ from torch import fx
 from graphopt._torch import OpOverload
 from graphopt.dimensions.notation import Call, Rule, fit, spell, spelled
 from graphopt.dimensions.signature import Signature, operands_of
-from graphopt.ir.grouped import GROUPED_MM
 
 aten = torch.ops.aten
 _BOTH = (("self",), ("mat2",))
@@ -93,6 +92,6 @@ RULES: Mapping[object, Rule] = {
     aten.dot: spelled("k, k ->", linear=(("self",), ("tensor",))),
     aten.outer: spelled("m, n -> m n", linear=(("self",), ("vec2",))),
     **dict.fromkeys(_ADDED, added),
-    **dict.fromkeys((aten._grouped_mm, GROUPED_MM.overloadpacket), grouped),
+    aten._grouped_mm: grouped,
 }
-BY_NAME: Mapping[str, Rule] = {"transformers::grouped_mm_fallback": grouped}
+BY_NAME: Mapping[str, Rule] = dict.fromkeys(("graphopt::grouped_mm", "transformers::grouped_mm_fallback"), grouped)

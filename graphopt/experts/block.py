@@ -10,7 +10,7 @@ from graphopt.experts.checks import check_choice, check_positive
 from graphopt.experts.feed_forward import ACTIVATIONS, FeedForward, activated
 from graphopt.experts.losses import loads_of
 from graphopt.experts.router import Router, Routing
-from graphopt.ir.grouped import GROUPED_MM
+from graphopt.triton_kernels.experts.products.op import GROUPED_MM
 
 
 class Experts(nn.Module):

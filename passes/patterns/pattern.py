@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from graphopt._torch import OpOverload
+from graphopt._torch import OpOverload, argument
 from graphopt.dimensions.notation import same_size
 
 aten = torch.ops.aten
@@ -77,6 +77,36 @@ def uncast(value: Any) -> Any:
     while (source := cast_source(value)) is not None:
         value = source
     return value
+
+
+def item_source(value: Any, index: int, target: Any) -> fx.Node | None:
+    """The call of an operator that a value is an item of; None if it is no such item."""
+    is_item = isinstance(value, fx.Node) and value.target is operator.getitem and value.args[1] == index
+    return value.args[0] if is_item and packet_of(value.args[0]) is target else None
+
+
+def items_of(node: fx.Node, index: int) -> list[fx.Node]:
+    """The nodes that are an item of what a call gives."""
+    return [user for user in node.users if user.target is operator.getitem and user.args[1] == index]
+
+
+def argument_of(node: fx.Node, name: str) -> Any:
+    """What a call is given for the argument of that name, or its default."""
+    return argument(node.target, name, node.args, node.kwargs)  # type: ignore[arg-type]
+
+
+def is_last(dim: Any, like: fx.Node) -> bool:
+    """Whether a dimension is the last of a value."""
+    return dim in (-1, like.meta["val"].dim() - 1)
+
+
+def casts_between(value: fx.Node, source: fx.Node) -> Iterator[fx.Node]:
+    """The casts that make a value of what `uncast` found."""
+    while value is not source:
+        yield value
+        before = cast_source(value)
+        assert before is not None
+        value = before
 
 
 def reshape_source(value: Any) -> fx.Node | None:

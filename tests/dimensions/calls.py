@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from graphopt.ir.grouped import GROUPED_MM
+from graphopt.triton_kernels.experts.products.op import GROUPED_MM
 
 aten = torch.ops.aten
 Call = tuple[Any, ...]  # an operator and its arguments, of which the last may be named ones

@@ -11,9 +11,9 @@ import graphopt
 from graphopt.capture.arguments import flatten_call
 from graphopt.capture.export import capture
 from graphopt.cost.operations import contraction_flops
-from graphopt.ir.grouped import GROUPED_MM, GROUPED_OUTER
 from graphopt.passes.base import PassContext
 from graphopt.passes.canonicalize import Canonicalize
+from graphopt.triton_kernels.experts.products.op import GROUPED_MM, GROUPED_OUTER
 from tests.support.experts import OPTIONS, WIDTH, vectors, with_experts
 from tests.support.parts import check_program
 from tests.support.split import split_program

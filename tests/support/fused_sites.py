@@ -61,6 +61,13 @@ EXPECTED: dict[str, tuple[int, int, int, int, int]] = {
     "gpt2 in bf16": (5, 0, 2, 0, 1),
     "t5 in bf16": (12, 0, 0, 0, 1),
 }
+# Of these kinds, in the models that have experts.
+KINDS_OF_EXPERTS = ("route", "sort_by_expert", "permute_tokens", "unpermute_tokens", "grouped_mm")
+EXPERTS: dict[str, tuple[int, int, int, int, int]] = {
+    "mixtral": (2, 2, 2, 2, 4),
+    "deepseek": (1, 0, 0, 0, 0),  # one of two layers has experts, and looks their matrices up token by token
+    "qwen3_moe": (1, 1, 1, 1, 2),
+}
 
 
 def found_in(name: str) -> dict[str, int]:
@@ -75,6 +82,11 @@ def by_kind(found: dict[str, int]) -> tuple[int, ...]:
     """The same, norms of all kinds together."""
     norms = sum(count for operator, count in found.items() if operator.endswith("_norm"))
     return (norms, *(found.get(kind, 0) for kind in KINDS[1:]))
+
+
+def of_experts(found: dict[str, int]) -> tuple[int, ...]:
+    """The same, of what models with experts have."""
+    return tuple(found.get(kind, 0) for kind in KINDS_OF_EXPERTS)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def _same(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
 
 
 def random_tensors(node: fx.Node) -> Tensors:
-    """Values for the operands of a captured call: doubles, and indices that fit wherever they may be used."""
+    """Values for the operands of a captured call: doubles, and indices that fit wherever they may be used, in order."""
     operands = [operand.meta["val"] for operand in operands_of(node)]
     least = min(itertools.chain(*(tensor.shape for tensor in operands)), default=1)
     return [_random(tensor, max(int(least), 1)) for tensor in operands]
@@ -170,4 +170,4 @@ def _random(like: torch.Tensor, limit: int) -> torch.Tensor:
     shape = tuple(map(int, like.shape))
     if like.is_floating_point():
         return torch.randn(shape, dtype=torch.float64)
-    return torch.randint(0, 2 if like.dtype == torch.bool else limit, shape).to(like.dtype)
+    return torch.randint(0, 2 if like.dtype == torch.bool else limit, shape).to(like.dtype).sort().values

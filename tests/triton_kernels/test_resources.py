@@ -9,6 +9,9 @@ from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.cross_entropy.reference import Options
+from graphopt.triton_kernels.experts.permutation import kernel as permutation
+from graphopt.triton_kernels.experts.products import kernel as products
+from graphopt.triton_kernels.experts.routing import kernel as routing
 from graphopt.triton_kernels.norms import kernel as norms
 from graphopt.triton_kernels.norms.reference import Norm
 from graphopt.triton_kernels.quantization.blocks import kernel as blocks
@@ -25,6 +28,7 @@ SOME = [
     "cross_entropy, bfloat16",
     "weights, 4 bits, 64 rows",
     "scaled, int8, 64 rows",
+    "experts, 8 of 128 by softmax",
 ]
 
 _BYTES_AT_ONCE = 16
@@ -107,3 +111,19 @@ def test_sizes_of_one_compile_too() -> None:
         cross_entropy.cross_entropy_part(x, target, True)
         cross_entropy.cross_entropy_part_backward(x, target, of_row, of_row, of_row, None)
     assert len(compiled) == 17
+
+
+@pytest.mark.long
+def test_one_expert_of_one_token_compiles_too() -> None:
+    x, one = torch.empty(1, 1, device="meta"), torch.empty(1, dtype=torch.int32, device="meta")
+    at = torch.empty(1, 1, dtype=torch.int64, device="meta")
+    with _triton.compiling(90) as compiled:
+        routing.route(x, one.float(), 1, "sigmoid", True, 0.0, 1.0, 1, 1)
+        routing.route_backward(x, x, at, "softmax", True, 0.0, 1.0)
+        permutation.sort_by_expert(at, 1)
+        permutation.permute_tokens(x, at)
+        permutation.unpermute_tokens(x, None, at)
+        permutation.unpermute_tokens_backward(x, x, x, at)
+        products.grouped_mm(x, x[None], one)
+        products.grouped_outer(x, x, one)
+    assert len(compiled) == 10

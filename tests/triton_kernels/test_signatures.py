@@ -11,6 +11,8 @@ from graphopt.ir.effects import Effect, effect_of
 from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY, CROSS_ENTROPY_BACKWARD_
+from graphopt.triton_kernels.experts.permutation.op import PERMUTE_TOKENS, SORT_BY_EXPERT, UNPERMUTE_TOKENS
+from graphopt.triton_kernels.experts.routing.op import ROUTE
 from graphopt.triton_kernels.norms.op import ADD_LAYER_NORM, ADD_RMS_NORM, LAYER_NORM, RMS_NORM
 from graphopt.triton_kernels.quantization.blocks.op import DEQUANTIZE_BLOCKS, QUANTIZE_BLOCKS
 from graphopt.triton_kernels.quantization.scaled.op import DYNAMIC_LINEAR, QUANTIZE_ROWS, QUANTIZE_TENSOR, SCALED_MM
@@ -39,6 +41,10 @@ def _scaled(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _one_scale(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     return QUANTIZE_TENSOR(_real(*shape), torch.int8)  # type: ignore[no-any-return]
+
+
+def _places(tokens: int, top_k: int) -> torch.Tensor:
+    return torch.randperm(tokens * top_k).view(tokens, top_k)
 
 
 CALLS = {
@@ -72,6 +78,12 @@ CALLS = {
         B * C,
         torch.float32,
     ),
+    "route": lambda: (ROUTE, _real(S, C), None, 3, "softmax", True, 0.0, 1.0, 1, 1),
+    "route with biases": lambda: (ROUTE, _real(S, C), torch.rand(C), 3, "sigmoid", True, 1e-20, 2.5, 2, 1),
+    "sort_by_expert": lambda: (SORT_BY_EXPERT, _targets(B, S), C),
+    "permute_tokens": lambda: (PERMUTE_TOKENS, _real(B, C), _places(B, 2)),
+    "unpermute_tokens": lambda: (UNPERMUTE_TOKENS, _real(B * 2, C), _real(B, 2), _places(B, 2)),
+    "unpermute_tokens without weights": lambda: (UNPERMUTE_TOKENS, _real(B * 2, C), None, _places(B, 2)),
 }
 SPLIT = {
     "rms_norm": [B, S],
@@ -89,6 +101,10 @@ SPLIT = {
     "scaled_mm of tensors": [B, S, C],
     "dynamic_linear": [B, 3, C],
     "quantize_blocks": [],
+    "route": [S],
+    "sort_by_expert": [],
+    "permute_tokens": [C],
+    "unpermute_tokens": [C],
 }
 
 
