@@ -43,6 +43,14 @@ def test_the_reference_is_had_by_asking(asked) -> None:
         assert WITH_NATIVE.choose(torch.ones(2, 3)) == Choice("reference", f"kernels={asked}")
 
 
+def test_what_models_call_themselves_is_computed_by_kernels_that_no_pass_put_in() -> None:
+    called = Family("norms", widest=100, native=frozenset({torch.float32}), of_models=True)
+    with mode("off"):
+        assert called.choose(torch.ones(2, 3)).variant == "cuda"
+    with mode("reference"):
+        assert called.choose(torch.ones(2, 3)).variant == "reference"
+
+
 def test_by_itself_the_cpu_has_native_code_or_the_reference() -> None:
     with mode("auto"):
         assert WITH_NATIVE.choose(torch.ones(2, 3)) == Choice("cuda", "torch.float32 on cpu, rows of 3")

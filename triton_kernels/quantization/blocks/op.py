@@ -9,7 +9,7 @@ from graphopt.triton_kernels.choice import OF_TRITON, Family
 from graphopt.triton_kernels.quantization.blocks.reference import LIMITS
 from graphopt.triton_kernels.registration import check_bits, check_floating, define, describe
 
-FAMILY = Family("quantization.blocks", widest=2**63 - 1, triton=OF_TRITON | {torch.int8, torch.uint8})
+FAMILY = Family("quantization.blocks", widest=2**63 - 1, triton=OF_TRITON | {torch.int8, torch.uint8}, of_models=True)
 _LEAST_BLOCK, _LARGEST_BLOCK = 16, 4096
 
 

@@ -10,9 +10,9 @@ from graphopt.triton_kernels.quantization.reference import FLOAT8, LARGEST, sum_
 from graphopt.triton_kernels.registration import check_floating, check_row, define, describe
 
 _FOLDER = "quantization.scaled"
-INT8 = Family(_FOLDER, 2**31 - 1, OF_CPU | {torch.int8}, OF_TRITON | {torch.int8})
+INT8 = Family(_FOLDER, 2**31 - 1, OF_CPU | {torch.int8}, OF_TRITON | {torch.int8}, of_models=True)
 # Ada Lovelace is the first to convert to float8, and to multiply it.
-FLOAT = Family(_FOLDER, 2**31 - 1, triton=OF_TRITON | {*FLOAT8}, capability=(8, 9))
+FLOAT = Family(_FOLDER, 2**31 - 1, triton=OF_TRITON | {*FLOAT8}, capability=(8, 9), of_models=True)
 
 
 def _quantize_rows(x: Tensor, dtype: torch.dtype) -> Any:

@@ -11,7 +11,9 @@ from graphopt.triton_kernels.quantization.reference import sum_of_rows
 from graphopt.triton_kernels.registration import check_bits, check_floating, check_row, define, describe
 
 _BYTES = frozenset({torch.int8, torch.uint8})
-FAMILY = Family("quantization.weights", widest=2**31 - 1, native=OF_CPU | _BYTES, triton=OF_TRITON | _BYTES)
+FAMILY = Family(
+    "quantization.weights", widest=2**31 - 1, native=OF_CPU | _BYTES, triton=OF_TRITON | _BYTES, of_models=True
+)
 BITS = (8, 4)
 
 
