@@ -15,9 +15,12 @@ from torch import Tensor
 
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
+from graphopt.triton_kernels.attention import kernel as attention
+from graphopt.triton_kernels.attention.layouts import lists, local
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.norms import kernel as norms
 from graphopt.triton_kernels.rotary import kernel as rotary
+from graphopt.triton_kernels.softmax import kernel as softmax
 
 TABLE = Path(__file__).with_name("resources.json")
 # Bytes of a program at most: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
@@ -59,6 +62,30 @@ def _cross_entropy(dtype: torch.dtype) -> None:
     cross_entropy.cross_entropy_backward_(logits, _per_token(), targets, _per_token(), -100, 0.1, 1e-4)
 
 
+def _softmax(width: int, dtype: torch.dtype) -> None:
+    x, mask = _on_meta(1, 32, 4096, width, dtype=dtype), _on_meta(1, 1, 4096, width, dtype=dtype)
+    softmax.softmax(x, mask, 0.125, False, None)
+    softmax.softmax(x, None, 0.125, True, None)
+    softmax.softmax_backward(x, x, 0.125, dtype)
+
+
+def _attention(width: int, dtype: torch.dtype) -> None:
+    q, k = (_on_meta(1, _TOKENS, heads, width, dtype=dtype).transpose(1, 2) for heads in (32, 8))
+    statistics = _on_meta(1, 32, _TOKENS, dtype=torch.float32)
+    mask = (None, None, True, 1024, 0.125)
+    attention.attention(q, k, k, *mask)
+    attention.attention_backward(q, q, k, k, q, statistics, *mask)
+
+
+def _sparse_attention(block: int, causal: bool) -> None:
+    q = _on_meta(1, _TOKENS, 16, 64).transpose(1, 2)
+    statistics = _on_meta(1, 16, _TOKENS, dtype=torch.float32)
+    layout = local(_TOKENS // block, 3)
+    blocks = (*(each.to("meta") for side in (layout, layout.mT) for each in lists(side)), block, causal, 0.125)
+    attention.sparse_attention(q, q, q, *blocks)
+    attention.sparse_attention_backward(q, q, q, q, q, statistics, *blocks)
+
+
 def _per_token() -> Tensor:
     return _on_meta(_TOKENS, dtype=torch.float32)
 
@@ -74,6 +101,18 @@ LAUNCHES: Mapping[str, Callable[[], None]] = {
     "rotary, interleaved": partial(_rotary, True),
     "cross_entropy, bfloat16": partial(_cross_entropy, torch.bfloat16),
     "cross_entropy, float32": partial(_cross_entropy, torch.float32),
+    **{f"softmax, {width} bfloat16": partial(_softmax, width, torch.bfloat16) for width in (128, 4096, 32768, 131072)},
+    **{f"softmax, {width} float32": partial(_softmax, width, torch.float32) for width in (4096, 32768, 131072)},
+    **{
+        f"attention, {width} bfloat16": partial(_attention, width, torch.bfloat16)
+        for width in (16, 32, 64, 80, 128, 256)
+    },
+    **{f"attention, {width} float32": partial(_attention, width, torch.float32) for width in (16, 64, 128, 256)},
+    **{
+        f"attention, blocks of {block}{', causal' if causal else ''}": partial(_sparse_attention, block, causal)
+        for block in (16, 64, 128)
+        for causal in (False, True)
+    },
 }
 
 

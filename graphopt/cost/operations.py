@@ -63,7 +63,8 @@ def work_of(node: fx.Node) -> Work:
     """What `node` does. Inputs, views, items of lists, collectives, copies, waits and what runs on the host do nothing.
 
     Matrix multiplications, convolutions and attention do their multiplications and additions, torch's attention also
-    those that a mask leaves out; any other call one operation for each element of the largest tensor that it reads or writes.
+    those that a mask leaves out; any other call one operation for each element of the largest tensor that it reads or
+    writes.
     """
     results = _tensors(node.meta.get("val"))
     if node.op != "call_function" or not results or shares_storage(node):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from graphopt.dimensions.notation import Call, Labels, Rule, is_one, same_size, spelled
+from graphopt.dimensions.notation import Call, Labels, Rule, is_one, same_size, spell, spelled
 from graphopt.dimensions.signature import Dimension, Signature
 
 
@@ -39,6 +39,12 @@ def attention(call: Call) -> Signature | None:
     )
 
 
+def softmax(call: Call) -> Signature | None:
+    """``... n, ... n -> ... n``, where `n` is whole, and the rows too of what is causal."""
+    rows = f" d{len(call.operands[0]) - 2}" if call["causal"] else ""
+    return spell(call, "... n, ... n -> ... n", whole=f"n{rows}")
+
+
 def _heads(labels: Labels, heads: int, key_heads: int) -> tuple[Dimension, Dimension]:
     """Those of queries, and those of keys, which as many in turn share."""
     if same_size(heads, key_heads):
@@ -69,6 +75,7 @@ BY_NAME: Mapping[str, Rule] = {
     "graphopt::rotary": rotary,
     "graphopt::cross_entropy": spelled("... c, ... -> ..., ...", whole="c"),
     "graphopt::linear_cross_entropy": together,
+    "graphopt::softmax": softmax,
     "graphopt::attention": attention,
     "graphopt::sparse_attention": attention,
 }

@@ -22,41 +22,15 @@ from graphopt.triton_kernels.attention.op import (
     choose,
 )
 from graphopt.triton_kernels.choice import KernelError
+from tests.support.attention import masked_softmax, projections, read_pairs
 from tests.support.kernels import assert_near, computed_by, gradients, in_interpreter, mode
-
-
-def _read(queries, keys, causal=False, window=None, starts=(), key_starts=()) -> torch.Tensor:
-    """Which keys each query reads, pair by pair."""
-    starts, key_starts = starts or (0, queries), key_starts or starts or (0, keys)
-    read = torch.zeros(queries, keys, dtype=torch.bool)
-    for begin, end, key_begin, key_end in zip(starts, starts[1:], key_starts, key_starts[1:], strict=False):
-        for query in range(begin, end):
-            for key in range(key_begin, key_end):
-                behind = (key_end - key) - (end - query)  # how far the key is before the one beside the query
-                is_near = window is None or abs(behind) < window
-                read[query, key] = is_near and not (causal and behind < 0)
-    return read
-
-
-def _masked(q, k, v, read, scale=None) -> torch.Tensor:
-    """Every pair is computed; zeros where a query reads no key."""
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    scores = q @ k.mT * (scale or 1 / math.sqrt(q.shape[-1]))
-    weights = scores.masked_fill(~read, -torch.inf).softmax(-1)
-    return weights.masked_fill(~read, 0) @ v
-
-
-def _drawn(batch, heads, key_heads, queries, keys, width, dtype=torch.float32) -> list[torch.Tensor]:
-    """As projections of a model give them: in memory heads come behind positions."""
-    shapes = ((batch, queries, heads, width), *[(batch, keys, key_heads, width)] * 2)
-    return [torch.randn(shape).to(dtype).transpose(1, 2) for shape in shapes]
 
 
 def _check(function, tensors, read, factor=1.0) -> None:
     doubles = [x.double() for x in tensors]
     seed = torch.randn(tensors[0].shape).to(tensors[0].dtype)
     found = [function(*tensors), *gradients(function, tensors, [seed])]
-    wanted = [_masked(*doubles, read), *gradients(lambda *t: _masked(*t, read), doubles, [seed.double()])]
+    wanted = [masked_softmax(*doubles, read), *gradients(lambda *t: masked_softmax(*t, read), doubles, [seed.double()])]
     assert_near(found, wanted, factor)
 
 
@@ -70,8 +44,8 @@ def _check(function, tensors, read, factor=1.0) -> None:
 def test_the_reference_is_a_masked_softmax(sizes, width, causal, window) -> None:
     torch.manual_seed(0)
     batch, key_heads, shared, queries, keys = sizes
-    tensors = _drawn(batch, key_heads * shared, key_heads, queries, keys, width, torch.float64)
-    read = _read(queries, keys, causal, window)
+    tensors = projections(batch, key_heads * shared, key_heads, queries, keys, width, torch.float64)
+    read = read_pairs(queries, keys, causal, window)
 
     def ours(q, k, v):
         return ATTENTION(q, k, v, None, None, causal, window, 1 / math.sqrt(width))[0]
@@ -91,8 +65,8 @@ def test_packed_sequences_do_not_read_one_another(lengths, causal, window) -> No
     starts, key_starts = (
         [sum(pair[side] for pair in lengths[:count]) for count in range(len(lengths) + 1)] for side in (0, 1)
     )
-    tensors = _drawn(1, 2, 1, starts[-1], key_starts[-1], 4, torch.float64)
-    read = _read(starts[-1], key_starts[-1], causal, window, starts, key_starts)
+    tensors = projections(1, 2, 1, starts[-1], key_starts[-1], 4, torch.float64)
+    read = read_pairs(starts[-1], key_starts[-1], causal, window, starts, key_starts)
 
     def ours(q, k, v):
         packed = (torch.tensor(starts), torch.tensor(key_starts, dtype=torch.int64))
@@ -104,12 +78,12 @@ def test_packed_sequences_do_not_read_one_another(lengths, causal, window) -> No
 
 @pytest.mark.parametrize(("causal", "window"), [(True, 140), (True, 7), (False, 20), (False, None)])
 def test_the_reference_goes_part_by_part(causal, window) -> None:
-    tensors = _drawn(1, 4, 2, 300, 333, 8, torch.float64)
+    tensors = projections(1, 4, 2, 300, 333, 8, torch.float64)
     with mode("reference"):
         _check(
             lambda q, k, v: ATTENTION(q, k, v, None, None, causal, window, 1 / math.sqrt(8))[0],
             tensors,
-            _read(300, 333, causal, window),
+            read_pairs(300, 333, causal, window),
             10,
         )
 
@@ -130,8 +104,8 @@ KERNEL_CASES = {
 def test_the_kernel_is_a_masked_softmax(name) -> None:
     """Heads that share keys; rows that are not side by side; tiles that are read whole, in part, and not at all."""
     case = dict(KERNEL_CASES[name])
-    read = _read(**case)
-    tensors = _drawn(1, 2, 1, case.pop("queries"), case.pop("keys"), 20)
+    read = read_pairs(**case)
+    tensors = projections(1, 2, 1, case.pop("queries"), case.pop("keys"), 20)
     options = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in case.items()}
     with in_interpreter():
         _check(lambda q, k, v: attention(q, k, v, **options), tensors, read, 10)
@@ -143,16 +117,16 @@ def test_the_kernel_is_a_masked_softmax(name) -> None:
     ids=str,
 )
 def test_the_kernel_takes_any_width(dtype, width) -> None:
-    tensors = _drawn(2, 2, 2, 40, 70, width, dtype)
+    tensors = projections(2, 2, 2, 40, 70, width, dtype)
     with in_interpreter():
-        _check(lambda q, k, v: attention(q, k, v, causal=True, window=33), tensors, _read(40, 70, True, 33), 10)
+        _check(lambda q, k, v: attention(q, k, v, causal=True, window=33), tensors, read_pairs(40, 70, True, 33), 10)
 
 
 @pytest.mark.parametrize("way", ["reference", "triton"])
 def test_no_query_and_no_key(way) -> None:
     with computed_by(way):
         for queries, keys in ((0, 3), (3, 0), (0, 0)):
-            tensors = [x.requires_grad_() for x in _drawn(1, 2, 1, queries, keys, 16)]
+            tensors = [x.requires_grad_() for x in projections(1, 2, 1, queries, keys, 16)]
             out = attention(*tensors, window=2)
             assert torch.equal(out, torch.zeros(1, 2, queries, 16))
             assert [x.shape for x in torch.autograd.grad(out.sum(), tensors)] == [x.shape for x in tensors]
@@ -160,14 +134,14 @@ def test_no_query_and_no_key(way) -> None:
 
 @pytest.mark.parametrize("way", ["reference", "triton"])
 def test_scores_that_are_large_do_not_overflow(way) -> None:
-    tensors = [30 * x for x in _drawn(1, 1, 1, 40, 40, 16)]
+    tensors = [30 * x for x in projections(1, 1, 1, 40, 40, 16)]
     with computed_by(way):
-        _check(lambda q, k, v: attention(q, k, v, window=9), tensors, _read(40, 40, window=9), 1000)
+        _check(lambda q, k, v: attention(q, k, v, window=9), tensors, read_pairs(40, 40, window=9), 1000)
 
 
 @pytest.mark.parametrize("way", ["reference", "triton"])
 def test_a_query_that_is_not_finite_is_the_only_one(way) -> None:
-    q, k, v = _drawn(1, 1, 1, 40, 40, 16)
+    q, k, v = projections(1, 1, 1, 40, 40, 16)
     q[0, 0, 3, 5] = torch.nan
     q[0, 0, 7] = torch.inf
     with computed_by(way):
@@ -176,12 +150,12 @@ def test_a_query_that_is_not_finite_is_the_only_one(way) -> None:
     assert out[:, :, 8:].isfinite().all()
 
 
-def test_torchs_own_is_taken_where_all_is_read(monkeypatch) -> None:
-    q, k, v = _drawn(1, 4, 2, 5, 5, 16)
+def test_torchs_own_is_taken_where_all_isread_pairs(monkeypatch) -> None:
+    q, k, v = projections(1, 4, 2, 5, 5, 16)
     with mode("auto"):
         assert choose(q, k, True, None, None).variant == choose(q, k[:, :, :3], False, None, None).variant == "torch"
         assert choose(q, k[:, :, :3], True, None, None).variant == choose(q, k, True, 3, None).variant == "reference"
-        assert_near([attention(q, k, v, causal=True)], [_masked(q, k, v, _read(5, 5, True))])
+        assert_near([attention(q, k, v, causal=True)], [masked_softmax(q, k, v, read_pairs(5, 5, True))])
     with mode("triton"), pytest.raises(KernelError, match="on cpu, without Triton's interpreter"):
         attention(q, k, v, causal=True)
     with in_interpreter():
@@ -205,7 +179,7 @@ class _Largest(TorchDispatchMode):
 def test_the_reference_holds_what_a_part_reads(sparse) -> None:
     """Memory grows with the sequence, not with its square."""
     count, width = 4096, 4
-    tensors = [x.requires_grad_() for x in _drawn(1, 1, 1, count, count, width)]
+    tensors = [x.requires_grad_() for x in projections(1, 1, 1, count, count, width)]
     with mode("reference"), _Largest() as largest:
         if sparse:
             layout = torch.eye(count // 64, dtype=torch.bool)[None]
@@ -217,7 +191,7 @@ def test_the_reference_holds_what_a_part_reads(sparse) -> None:
 
 def test_operators_are_what_they_declare() -> None:
     for dtype in (torch.float64, torch.bfloat16):
-        q, k, v = _drawn(1, 4, 2, 20, 20, 8, dtype)
+        q, k, v = projections(1, 4, 2, 20, 20, 8, dtype)
         leaves = [x.requires_grad_() for x in (q, k, v)]
         starts = torch.tensor([0, 5, 20], dtype=torch.int32)
         layout = bigbird(2, 1, heads=4)

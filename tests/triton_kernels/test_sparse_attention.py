@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from graphopt.triton_kernels.attention import layouts
 from graphopt.triton_kernels.attention.op import SparseAttention
+from tests.support.attention import masked_softmax, projections
 from tests.support.kernels import assert_near, gradients, in_interpreter, mode
-from tests.triton_kernels.test_attention import _drawn, _masked
 
 
 def _picture(layout) -> list[str]:
@@ -77,12 +77,12 @@ def _check(layout, block, causal, heads, queries, keys, dtype, factor, width=16)
     read = layout.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :queries, :keys]
     if causal:
         read = read & torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-    tensors = _drawn(2, *heads, queries, keys, width, dtype)
+    tensors = projections(2, *heads, queries, keys, width, dtype)
     module = SparseAttention(layout, block, causal=causal)
     doubles = [x.double() for x in tensors]
     seed = torch.randn(tensors[0].shape).to(dtype)
     found = [module(*tensors), *gradients(module, tensors, [seed])]
-    wanted = [_masked(*doubles, read), *gradients(lambda *t: _masked(*t, read), doubles, [seed.double()])]
+    wanted = [masked_softmax(*doubles, read), *gradients(lambda *t: masked_softmax(*t, read), doubles, [seed.double()])]
     assert_near(found, wanted, factor)
 
 
@@ -121,7 +121,7 @@ def test_the_kernel_takes_blocks_that_are_smaller_and_larger_than_a_tile(block, 
 
 def test_what_is_masked_is_not_read() -> None:
     """Not a number in a block that no row reads changes nothing."""
-    q, k, v = _drawn(1, 1, 1, 64, 64, 16)
+    q, k, v = projections(1, 1, 1, 64, 64, 16)
     layout = torch.ones(1, 4, 4, dtype=torch.bool)
     layout[:, :, 2] = False
     for way in (mode("reference"), in_interpreter()):

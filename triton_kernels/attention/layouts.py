@@ -148,7 +148,7 @@ def _chosen(blocks: int, name: str, indices: Sequence[int]) -> Tensor:
 
 
 def _random(heads: int, blocks: int, count: int, seed: int, causal: bool) -> Tensor:
-    """So many blocks for each row, drawn evenly; where `causal`, of those that are not behind it, if there are as many."""
+    """So many blocks for each row, drawn evenly; where `causal`, of those not behind it, as far as there are."""
     if not 0 <= count <= blocks:
         raise ValueError(f"random is {count}, not from 0 to {blocks}, the number of blocks")
     draws = torch.rand(heads, blocks, blocks, generator=torch.Generator().manual_seed(seed))
