@@ -121,7 +121,9 @@ class Row:
             sums[2, index] = self._saved(node)
         seconds, state, saved, parameters = sums.cumsum(axis=1)[:, at]
         crossing = self.crossing_bytes[at]
-        return at, Lines(seconds, state.astype(np.int64), saved.astype(np.int64), parameters.astype(np.int64), crossing)
+        return at, Lines(
+            seconds, state.astype(np.int64), saved.astype(np.int64), parameters.astype(np.int64), crossing
+        )
 
     @cached_property
     def _parameters(self) -> dict[fx.Node, str]:

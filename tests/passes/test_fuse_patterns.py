@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from graphopt.passes.base import PassContext
 from graphopt.passes.fuse import Fuse
 from tests.support.forward import forward_program
+from tests.support.kernels import mode
 from tests.support.zoo import Entry
 
 _WIDTH = 8
@@ -136,6 +137,35 @@ def test_another_meaning_is_left_alone(name: str) -> None:
 def test_casts_between_are_read_through() -> None:
     assert _fused(lambda m, x, y: m.weight * _rounded(x), torch.bfloat16) == {"rms_norm": 1}
     assert _fused(lambda m, x, y: F.silu(x.float()).to(y.dtype) * y, torch.bfloat16) == {"gated": 1}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, y: F.softmax(x * 0.3 + y, dim=-1, dtype=torch.float32).to(x.dtype),
+        lambda m, x, y: F.softmax(y[:, :1] + x / 8, -1),
+        lambda m, x, y: (0.3 * x.float()).softmax(2).to(x.dtype),
+        lambda m, x, y: torch.softmax(x + m.weight, 2),
+        lambda m, x, y: torch.softmax(x, -1, dtype=torch.float32),
+    ],
+)
+def test_a_softmax_is_taken_with_what_is_around_it(function: _Forward) -> None:
+    with mode("reference"):  # no variant is for the CPU by itself
+        assert _fused(function, torch.bfloat16) == {"softmax": 1}
+    assert _fused(function, torch.bfloat16) == {}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, y: F.softmax(x, dim=-1),
+        lambda m, x, y: F.softmax(x * 0.3, dim=1),
+        lambda m, x, y: F.log_softmax(x * 0.3, dim=-1),
+    ],
+)
+def test_a_softmax_that_is_one_operator_already_is_left_alone(function: _Forward) -> None:
+    with mode("reference"):
+        assert _fused(function) == {}
 
 
 def test_what_no_kernel_takes_is_left_alone() -> None:

@@ -7,13 +7,21 @@ import torch
 
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
+from graphopt.triton_kernels.attention import kernel as attention
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.norms import kernel as norms
 from graphopt.triton_kernels.resources import LAUNCHES, REGISTERS, SHARED_MEMORY, TABLE, measured, sources
 from graphopt.triton_kernels.rotary import kernel as rotary
+from graphopt.triton_kernels.softmax import kernel as softmax
 
 TOLD = json.loads(TABLE.read_text())
-SOME = ["norms, 128 bfloat16", "activations, silu", "rotary, interleaved", "cross_entropy, bfloat16"]
+SOME = [
+    "norms, 128 bfloat16",
+    "activations, silu",
+    "rotary, interleaved",
+    "cross_entropy, bfloat16",
+    "softmax, 4096 bfloat16",
+]
 
 _BYTES_AT_ONCE = 16
 
@@ -83,4 +91,8 @@ def test_sizes_of_one_compile_too() -> None:
         rotary.rotary(q, q, angle, angle, True, False)
         cross_entropy.cross_entropy(x, target, 1, 1.0, 1.0)
         cross_entropy.cross_entropy_backward(x, of_row, target, of_row, 1, 1.0, 1.0)
-    assert len(compiled) == 7
+        softmax.softmax(x, x, 1.0, True, None)
+        softmax.softmax_backward(x, x, 1.0, x.dtype)
+        attention.attention(q, q, q, None, None, True, 1, 1.0)
+        attention.attention_backward(q, q, q, q, q, angle, None, None, True, 1, 1.0)
+    assert len(compiled) == 12
