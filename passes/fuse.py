@@ -7,7 +7,7 @@ from torch import fx
 from graphopt.ir import Level, Program, explain
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
-from graphopt.passes.patterns import activations, cross_entropy, norms, rotary, softmax
+from graphopt.passes.patterns import activations, attention, cross_entropy, norms, rotary, softmax
 from graphopt.passes.patterns.fusion import Fusion, Site, Writer, varying_of
 from graphopt.passes.rewrite import remove_dead
 from graphopt.triton_kernels.choice import mode_of_kernels
@@ -15,6 +15,7 @@ from graphopt.triton_kernels.choice import mode_of_kernels
 # What is larger goes first, where several fit.
 FUSIONS: tuple[Fusion, ...] = (
     *cross_entropy.FUSIONS,
+    *attention.FUSIONS,
     *rotary.FUSIONS,
     *softmax.FUSIONS,
     *activations.FUSIONS,

@@ -4,17 +4,18 @@ import math
 
 import torch
 
+from tests.support.kernels import assert_near
+
 
 def read_pairs(queries, keys, causal=False, window=None, starts=(), key_starts=()) -> torch.Tensor:
-    """Which keys each query reads, pair by pair."""
+    """Which keys each query reads, of every pair."""
     starts, key_starts = starts or (0, queries), key_starts or starts or (0, keys)
     read = torch.zeros(queries, keys, dtype=torch.bool)
     for begin, end, key_begin, key_end in zip(starts, starts[1:], key_starts, key_starts[1:], strict=False):
-        for query in range(begin, end):
-            for key in range(key_begin, key_end):
-                behind = (key_end - key) - (end - query)  # how far the key is before the one beside the query
-                is_near = window is None or abs(behind) < window
-                read[query, key] = is_near and not (causal and behind < 0)
+        to_end, key_to_end = torch.arange(end - begin, 0, -1), torch.arange(key_end - key_begin, 0, -1)
+        behind = key_to_end - to_end[:, None]  # how far the key is before the one beside the query
+        is_near = behind.abs() < window if window is not None else behind.abs() >= 0
+        read[begin:end, key_begin:key_end] = is_near & (behind >= 0) if causal else is_near
     return read
 
 
@@ -30,3 +31,10 @@ def projections(batch, heads, key_heads, queries, keys, width, dtype=torch.float
     """As projections of a model give them: in memory heads come behind positions."""
     shapes = ((batch, queries, heads, width), *[(batch, keys, key_heads, width)] * 2)
     return [torch.randn(shape).to(dtype).transpose(1, 2) for shape in shapes]
+
+
+def assert_together(found, wanted, factor=1.0) -> None:
+    """All tensors are near the wanted ones, of the largest element of any: a gradient may be nothing but rounding."""
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+    assert_near([torch.cat([x.flatten() for x in found])], [torch.cat([x.flatten() for x in wanted])], factor)

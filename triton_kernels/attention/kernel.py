@@ -31,19 +31,19 @@ class _Tile(NamedTuple):
     stages: int
 
 
-# By the bytes of a row, to a power of two: the largest that do not spill (resources.json).
-_FORWARD = {
-    32: _Tile(128, 64, 4, 3), 64: _Tile(128, 64, 4, 3), 128: _Tile(128, 64, 4, 3), 256: _Tile(128, 64, 8, 3),
-    512: _Tile(128, 32, 8, 2), 1024: _Tile(32, 32, 8, 2),
-}  # fmt: skip
-_QUERIES_BACKWARD = {
-    32: _Tile(128, 64, 4, 3), 64: _Tile(128, 64, 4, 3), 128: _Tile(128, 64, 8, 2), 256: _Tile(64, 64, 8, 2),
-    512: _Tile(64, 32, 8, 1), 1024: _Tile(32, 16, 8, 1),
-}  # fmt: skip
-_KEYS_BACKWARD = {
-    32: _Tile(128, 64, 4, 3), 64: _Tile(128, 64, 4, 3), 128: _Tile(128, 64, 8, 2), 256: _Tile(64, 64, 8, 2),
-    512: _Tile(64, 32, 8, 1), 1024: _Tile(32, 16, 8, 1),
-}  # fmt: skip
+# By the width of a row, to a power of two: the largest that do not spill (resources.json). First those of two bytes.
+_FORWARD = (
+    {32: _Tile(128, 64, 4, 3), 64: _Tile(128, 64, 4, 3), 128: _Tile(128, 64, 8, 2), 256: _Tile(64, 32, 8, 2)},
+    {32: _Tile(64, 32, 4, 2), 64: _Tile(64, 32, 4, 2), 128: _Tile(64, 32, 8, 2), 256: _Tile(32, 32, 8, 2)},
+)
+_QUERIES_BACKWARD = (
+    {32: _Tile(64, 64, 4, 3), 64: _Tile(128, 64, 8, 2), 128: _Tile(64, 64, 8, 2), 256: _Tile(64, 32, 8, 1)},
+    {32: _Tile(64, 32, 4, 2), 64: _Tile(32, 32, 4, 2), 128: _Tile(32, 32, 8, 1), 256: _Tile(16, 16, 4, 1)},
+)
+_KEYS_BACKWARD = (
+    {32: _Tile(128, 32, 4, 3), 64: _Tile(128, 32, 8, 2), 128: _Tile(64, 32, 8, 2), 256: _Tile(32, 32, 8, 1)},
+    {32: _Tile(64, 32, 8, 2), 64: _Tile(32, 32, 8, 2), 128: _Tile(32, 16, 8, 1), 256: _Tile(16, 16, 4, 1)},
+)
 _LEAST_WIDTH = 16  # of a product
 _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -426,7 +426,7 @@ def _backward(
 
 def _run(
     kernel: Any,
-    tiles: dict[int, _Tile],
+    tiles: tuple[dict[int, _Tile], ...],
     own: Tensor,
     tensors: tuple[Tensor, ...],
     q: Tensor,
@@ -437,7 +437,7 @@ def _run(
     """Launch a program for each tile of `own`, of each head: strides are those of tensors that have a width."""
     _, heads, queries, width = q.shape
     block = max(_LEAST_WIDTH, power_of_two(width))
-    tile = walk.tile(tiles[max(32, block * q.element_size())])
+    tile = walk.tile(tiles[q.dtype == torch.float32][max(32, block)])
     dtype = tl.float32 if _triton.is_interpreting() else _DTYPES[q.dtype]
     launch(
         kernel, triton.cdiv(own.shape[2], tile.own) * own.shape[0] * own.shape[1], *tensors,

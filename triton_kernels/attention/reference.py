@@ -116,8 +116,8 @@ def _dense_parts(
     queries, keys = q.shape[2], k.shape[2]
     first, last = intervals(queries, keys, starts, key_starts, reach, q.device)
     heads = torch.arange(k.shape[1], device=q.device)[:, None] * keys
-    begins, ends = [part.min() for part in first.split(_ROWS)], [part.max() for part in last.split(_ROWS)]
-    extents = torch.stack([*begins, *ends]).view(2, -1).t().tolist() if queries else []  # waits for a device once
+    bounds = [each for part in range(0, queries, _ROWS) for each in (first[part], last[part:][:_ROWS][-1])]
+    extents = torch.stack(bounds).view(-1, 2).tolist() if bounds else []  # waits for a device once
     for index, (begin, end) in enumerate(extents):
         rows = slice(index * _ROWS, (index + 1) * _ROWS)
         at = torch.arange(begin, max(begin, end), device=q.device)
