@@ -33,16 +33,16 @@ class _Tile(NamedTuple):
 
 # By the width of a row, to a power of two: the largest that do not spill (resources.json). First those of two bytes.
 _FORWARD = (
-    {32: _Tile(128, 64, 4, 3), 64: _Tile(128, 64, 4, 3), 128: _Tile(128, 64, 8, 2), 256: _Tile(64, 32, 8, 2)},
-    {32: _Tile(64, 32, 4, 2), 64: _Tile(64, 32, 4, 2), 128: _Tile(64, 32, 8, 2), 256: _Tile(32, 32, 8, 2)},
+    {32: _Tile(128, 64, 4, 3), 64: _Tile(128, 64, 4, 3), 128: _Tile(128, 32, 8, 3), 256: _Tile(64, 32, 8, 2)},
+    {32: _Tile(64, 32, 4, 2), 64: _Tile(32, 32, 4, 2), 128: _Tile(32, 32, 8, 2)},
 )
 _QUERIES_BACKWARD = (
-    {32: _Tile(64, 64, 4, 3), 64: _Tile(128, 64, 8, 2), 128: _Tile(64, 64, 8, 2), 256: _Tile(64, 32, 8, 1)},
-    {32: _Tile(64, 32, 4, 2), 64: _Tile(32, 32, 4, 2), 128: _Tile(32, 32, 8, 1), 256: _Tile(16, 16, 4, 1)},
+    {32: _Tile(128, 64, 8, 3), 64: _Tile(128, 64, 8, 2), 128: _Tile(128, 32, 8, 2), 256: _Tile(64, 32, 8, 2)},
+    {32: _Tile(64, 32, 4, 2), 64: _Tile(32, 32, 8, 2), 128: _Tile(16, 16, 4, 1)},
 )
 _KEYS_BACKWARD = (
-    {32: _Tile(128, 32, 4, 3), 64: _Tile(128, 32, 8, 2), 128: _Tile(64, 32, 8, 2), 256: _Tile(32, 32, 8, 1)},
-    {32: _Tile(64, 32, 8, 2), 64: _Tile(32, 32, 8, 2), 128: _Tile(32, 16, 8, 1), 256: _Tile(16, 16, 4, 1)},
+    {32: _Tile(128, 64, 8, 2), 64: _Tile(128, 32, 8, 2), 128: _Tile(64, 64, 8, 1), 256: _Tile(32, 32, 8, 1)},
+    {32: _Tile(32, 16, 4, 2), 64: _Tile(32, 32, 8, 2), 128: _Tile(16, 32, 8, 1)},
 )
 _LEAST_WIDTH = 16  # of a product
 _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -50,21 +50,34 @@ _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32
 
 @triton.jit
 def _read(
-    X, first, count, stride, width, MASKED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, OF: tl.constexpr
+    X,
+    first,
+    count,
+    stride,
+    width: tl.constexpr,
+    MASKED: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OF: tl.constexpr,
 ):
     """Rows `first` and those behind it; where MASKED, zeros behind the last of `count`."""
     row = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
     at = X + tl.cast(first, tl.int64) * stride + row * stride + column
-    if MASKED:
-        x = tl.load(at, mask=(first + row < count) & (column < width), other=0.0)
+    if width < WIDTH:
+        inside = column < width
+        if MASKED:
+            inside = inside & (first + row < count)
+        x = tl.load(at, mask=inside, other=0.0)
+    elif MASKED:
+        x = tl.load(at, mask=first + row < count, other=0.0)
     else:
-        x = tl.load(at, mask=column < width, other=0.0)
+        x = tl.load(at)
     return x.to(OF)
 
 
 @triton.jit
-def _write(X, x, first, count, stride, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _write(X, x, first, count, stride, width: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
     at = X + tl.cast(first, tl.int64) * stride + row * stride + column
@@ -117,7 +130,7 @@ def _place(BLOCKS, step, begin, whole, whole_end, TILE: tl.constexpr, BLOCK: tl.
 
 @triton.jit
 def _attend(
-    q, K, V, first, keys, low, high, k_stride, v_stride, width, scale, out, total, largest,
+    q, K, V, first, keys, low, high, k_stride, v_stride, width: tl.constexpr, scale, out, total, largest,
     MASKED: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, OF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What is known of queries, with a tile of keys more (Milakov and Gimelshein 2018, arXiv:1805.02867)."""
@@ -139,7 +152,7 @@ def _attend(
 def _forward(
     Q, K, V, OUT, LSE, FIRST, LAST, OFFSETS, BLOCKS,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
-    heads, shared, queries, keys, width, scale, list_stride,
+    heads, shared, queries, keys, width: tl.constexpr, scale, list_stride,
     BLOCK: tl.constexpr, MASKED: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     OF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -175,7 +188,7 @@ def _forward(
 
 @triton.jit
 def _descend_queries(
-    q, of_out, K, V, first, keys, low, high, k_stride, v_stride, width, scale, lse, along, of_q,
+    q, of_out, K, V, first, keys, low, high, k_stride, v_stride, width: tl.constexpr, scale, lse, along, of_q,
     MASKED: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, OF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of queries, with that from a tile of keys more."""
@@ -195,7 +208,7 @@ def _queries_backward(
     GRADIENT, Q, K, V, OUT, LSE, ALONG, OF_Q, FIRST, LAST, OFFSETS, BLOCKS,
     gradient_batch, gradient_head, gradient_row, q_batch, q_head, q_row, k_batch, k_head, k_row,
     v_batch, v_head, v_row, out_batch, out_head, out_row, of_q_batch, of_q_head, of_q_row,
-    heads, shared, queries, keys, width, scale, list_stride,
+    heads, shared, queries, keys, width: tl.constexpr, scale, list_stride,
     BLOCK: tl.constexpr, MASKED: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     OF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -233,7 +246,8 @@ def _queries_backward(
 
 @triton.jit
 def _descend_keys(
-    k, v, Q, GRADIENT, LSE, ALONG, first, queries, low, high, q_stride, gradient_stride, width, scale, of_k, of_v,
+    k, v, Q, GRADIENT, LSE, ALONG, first, queries, low, high, q_stride, gradient_stride, width: tl.constexpr, scale,
+    of_k, of_v,
     MASKED: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, OF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of keys and values, with those from a tile of queries more."""
@@ -256,7 +270,7 @@ def _keys_backward(
     GRADIENT, Q, K, V, LSE, ALONG, OF_K, OF_V, FIRST, LAST, OFFSETS, BLOCKS,
     gradient_batch, gradient_head, gradient_row, q_batch, q_head, q_row, k_batch, k_head, k_row,
     v_batch, v_head, v_row, of_k_batch, of_k_head, of_k_row, of_v_batch, of_v_head, of_v_row,
-    heads, shared, queries, keys, width, scale, list_stride,
+    heads, shared, queries, keys, width: tl.constexpr, scale, list_stride,
     BLOCK: tl.constexpr, MASKED: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     OF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -266,7 +280,8 @@ def _keys_backward(
     batch = (tl.program_id(0) // tiles // key_heads).to(tl.int64)
     key_head = (tl.program_id(0) // tiles % key_heads).to(tl.int64)
     own = tile * OWN + tl.arange(0, OWN)
-    low, high, begin, whole, whole_end, end = _extent(FIRST, LAST, own, keys, TILE)
+    # All tiles take a mask: with a loop for others, within that over heads, registers do not suffice.
+    low, high, begin, _, _, end = _extent(FIRST, LAST, own, keys, TILE)
     k = _read(K + batch * k_batch + key_head * k_head, tile * OWN, keys, k_row, width, True, OWN, WIDTH, OF)
     v = _read(V + batch * v_batch + key_head * v_head, tile * OWN, keys, v_row, width, True, OWN, WIDTH, OF)
     of_k = tl.zeros((OWN, WIDTH), dtype=tl.float32)
@@ -276,15 +291,10 @@ def _keys_backward(
         of_head = (batch * heads + head) * queries
         q_of_head = Q + batch * q_batch + head * q_head
         gradient_of_head = GRADIENT + batch * gradient_batch + head * gradient_head
-        if BLOCK == 0:
-            for first in range(whole, whole_end, TILE):
-                of_k, of_v = _descend_keys(k, v, q_of_head, gradient_of_head, LSE + of_head, ALONG + of_head, first,
-                                           queries, low, high, q_row, gradient_row, width, scale2, of_k, of_v,
-                                           False, TILE, WIDTH, OF, PRECISION)  # fmt: skip
         at = head * list_stride + _row(tile, OWN, BLOCK)
-        from_step, to_step = _steps(OFFSETS, at, begin, whole, whole_end, end, TILE, BLOCK)
+        from_step, to_step = _steps(OFFSETS, at, begin, begin, begin, end, TILE, BLOCK)
         for step in range(from_step, to_step):
-            first = _place(BLOCKS, step, begin, whole, whole_end, TILE, BLOCK)
+            first = _place(BLOCKS, step, begin, begin, begin, TILE, BLOCK)
             of_k, of_v = _descend_keys(k, v, q_of_head, gradient_of_head, LSE + of_head, ALONG + of_head, first,
                                        queries, low, high, q_row, gradient_row, width, scale2, of_k, of_v,
                                        MASKED, TILE, WIDTH, OF, PRECISION)  # fmt: skip

@@ -20,6 +20,7 @@ from graphopt.triton_kernels.choice import VARIABLE, Choice, Family, mode_of_ker
 from graphopt.triton_kernels.registration import define
 
 FAMILY = Family("attention", widest=256)
+_SINGLE = Family("attention", widest=128)  # in float32 wider rows leave no registers
 _MASK = "Tensor? starts, Tensor? key_starts, bool causal, int? window, float scale"
 _LISTS = "Tensor row_offsets, Tensor row_blocks, Tensor column_offsets, Tensor column_blocks"
 _BLOCKS = f"{_LISTS}, int block, bool causal, float scale"
@@ -61,7 +62,7 @@ def choose(q: Tensor, k: Tensor, causal: bool, window: int | None, starts: Tenso
     is_dense = window is None and starts is None and (not causal or q.shape[2] == k.shape[2])
     if is_dense and mode_of_kernels() != "triton":
         return Choice("torch", f"torch's own is as fast where all is read; {VARIABLE}=triton takes Triton's")
-    return FAMILY.choose(q)
+    return _family(q).choose(q)
 
 
 class SparseAttention(nn.Module):
@@ -86,9 +87,13 @@ class SparseAttention(nn.Module):
         return out
 
 
+def _family(q: Tensor) -> Family:
+    return _SINGLE if q.dtype == torch.float32 else FAMILY
+
+
 def _attention(q: Tensor, k: Tensor, v: Tensor, *mask: Any) -> tuple[Tensor, Tensor]:
     check_mask("attention", q, k, v, *mask)
-    return FAMILY.run("attention", q, k, v, *mask)  # type: ignore[no-any-return]
+    return _family(q).run("attention", q, k, v, *mask)  # type: ignore[no-any-return]
 
 
 def _attention_backward(
@@ -96,12 +101,12 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_mask("attention_backward", q, k, v, *mask)
     check_results("attention_backward", gradient, q, out, lse)
-    return FAMILY.run("attention_backward", gradient, q, k, v, out, lse, *mask)  # type: ignore[no-any-return]
+    return _family(q).run("attention_backward", gradient, q, k, v, out, lse, *mask)  # type: ignore[no-any-return]
 
 
 def _sparse_attention(q: Tensor, k: Tensor, v: Tensor, *blocks: Any) -> tuple[Tensor, Tensor]:
     check_blocks("sparse_attention", q, k, v, *blocks)
-    return FAMILY.run("sparse_attention", q, k, v, *blocks)  # type: ignore[no-any-return]
+    return _family(q).run("sparse_attention", q, k, v, *blocks)  # type: ignore[no-any-return]
 
 
 def _sparse_attention_backward(
@@ -109,7 +114,7 @@ def _sparse_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_blocks("sparse_attention_backward", q, k, v, *blocks)
     check_results("sparse_attention_backward", gradient, q, out, lse)
-    return FAMILY.run("sparse_attention_backward", gradient, q, k, v, out, lse, *blocks)  # type: ignore[no-any-return]
+    return _family(q).run("sparse_attention_backward", gradient, q, k, v, out, lse, *blocks)  # type: ignore[no-any-return]
 
 
 def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
