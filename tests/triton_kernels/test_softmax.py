@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.triton_kernels.softmax.op import SOFTMAX, SOFTMAX_BACKWARD
+from tests.support.attention import assert_together
 from tests.support.kernels import assert_near, computed_by, gradients, in_interpreter, mode
 
 WAYS = ["reference", "triton"]
@@ -40,7 +41,7 @@ def _check(x, mask=None, scale=1.0, causal=False, dtype=None, factor=1.0) -> Non
     found = [ours(*tensors), *gradients(ours, tensors, [seed])]
     wanted = [theirs(*doubles), *gradients(theirs, doubles, [seed.double()])]
     assert found[0].dtype == seed.dtype
-    assert_near(found, wanted, factor)
+    assert_together(found, wanted, factor)
 
 
 @given(
@@ -68,7 +69,8 @@ def test_the_kernel_is_that_of_torch(dtype) -> None:
     """Few rows of few columns, many of them, one tile; masks of all heads, of one, of columns alone; rows apart."""
     with in_interpreter():
         x = 3 * torch.randn(2, 3, 5, 9).to(dtype)
-        for mask in (torch.randn(2, 1, 5, 9).to(dtype), torch.rand(3, 1, 9) < 0.6, torch.randn(9), torch.randn(5, 1)):
+        added = (torch.randn(9).to(dtype), torch.randn(5, 1).to(dtype))
+        for mask in (torch.randn(2, 1, 5, 9).to(dtype), torch.rand(3, 1, 9) < 0.6, *added):
             _check(x, mask, 0.3, factor=4)
         _check(x, None, -2.0, causal=True, factor=4)
         _check(x.transpose(0, 2)[..., 1:8], torch.rand(2, 5, 3, 1, 1)[0] < 0.5, 0.3, causal=True, factor=4)
@@ -88,8 +90,8 @@ def test_a_narrow_softmax_of_wide_scores_and_the_other_way(way) -> None:
     with computed_by(way):
         x = torch.randn(3, 4, 40)
         assert_near([SOFTMAX(x, None, 0.5, False, torch.bfloat16)], [_torch(x.double(), None, 0.5)])
-        _check(x, torch.randn(4, 40), 0.5, dtype=torch.bfloat16, factor=2**18)
-        _check(x.bfloat16(), None, 0.5, dtype=torch.float32)
+        _check(x, torch.randn(4, 40), 0.5, dtype=torch.bfloat16, factor=2**13)
+        _check(x.bfloat16(), None, 0.5, dtype=torch.float32, factor=2**13)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -119,13 +121,11 @@ def test_no_row_and_no_column(way) -> None:
 
 
 def test_operators_are_what_they_declare() -> None:
-    for dtype in (torch.float64, torch.bfloat16):
-        x, added = (torch.randn(2, 3, 4).to(dtype).requires_grad_() for _ in range(2))
-        torch.library.opcheck(SOFTMAX, (x, None, 0.5, True, None))
-        torch.library.opcheck(SOFTMAX, (x, added[:, :1], 0.5, False, torch.float32))
-        torch.library.opcheck(SOFTMAX, (x.detach().transpose(0, 2), torch.rand(3, 2) < 0.5, 0.5, False, None))
-        y = SOFTMAX(x, None, 0.5, True, None).detach()
-        torch.library.opcheck(SOFTMAX_BACKWARD, (torch.randn_like(y), y, 0.5, torch.float32))
+    x, added = (torch.randn(2, 3, 4).bfloat16().requires_grad_() for _ in range(2))
+    torch.library.opcheck(SOFTMAX, (x, added[:, :1], 0.5, False, torch.float32))
+    torch.library.opcheck(SOFTMAX, (x.detach().transpose(0, 2), torch.rand(3, 2) < 0.5, 0.5, True, None))
+    y = SOFTMAX(x, None, 0.5, True, None).detach()
+    torch.library.opcheck(SOFTMAX_BACKWARD, (torch.randn_like(y), y, 0.5, torch.float32))
     x, added = torch.randn(2, 3, 4).double().requires_grad_(), torch.randn(3, 1).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x, mask: SOFTMAX(x, mask, -0.5, True, None), (x, added))
 
