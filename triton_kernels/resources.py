@@ -77,8 +77,8 @@ def _attention(width: int, dtype: torch.dtype) -> None:
     attention.attention_backward(q, q, k, k, q, statistics, *mask)
 
 
-def _sparse_attention(block: int, causal: bool) -> None:
-    q = _on_meta(1, _TOKENS, 16, 64).transpose(1, 2)
+def _sparse_attention(block: int, width: int, causal: bool) -> None:
+    q = _on_meta(1, _TOKENS, 16, width).transpose(1, 2)
     statistics = _on_meta(1, 16, _TOKENS, dtype=torch.float32)
     layout = local(_TOKENS // block, 3)
     blocks = (*(each.to("meta") for side in (layout, layout.mT) for each in lists(side)), block, causal, 0.125)
@@ -109,8 +109,10 @@ LAUNCHES: Mapping[str, Callable[[], None]] = {
     },
     **{f"attention, {width} float32": partial(_attention, width, torch.float32) for width in (16, 64, 128)},
     **{
-        f"attention, blocks of {block}{', causal' if causal else ''}": partial(_sparse_attention, block, causal)
-        for block in (16, 64, 128)
+        f"attention, blocks of {block} x {width}{', causal' if causal else ''}": partial(
+            _sparse_attention, block, width, causal
+        )
+        for block, width in ((16, 64), (64, 64), (64, 128), (128, 64), (128, 128))
         for causal in (False, True)
     },
 }

@@ -21,7 +21,7 @@ def _check(operator: str, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None
         raise ValueError(
             f"{operator}: k is {describe(k)}, which differs from q, {describe(q)}, by more than heads and keys"
         )
-    if heads != 0 and (k.shape[1] == 0 or heads % k.shape[1]):
+    if heads == 0 or k.shape[1] == 0 or heads % k.shape[1]:
         raise ValueError(f"{operator}: k has {k.shape[1]} heads, which do not divide the {heads} of q")
     if v.shape != k.shape or v.dtype != k.dtype or v.device != k.device:
         raise ValueError(f"{operator}: v is {describe(v)}, not {describe(k)} as k")

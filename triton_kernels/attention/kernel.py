@@ -405,7 +405,7 @@ class _Walk(NamedTuple):
         if not self.block:
             return tile
         own, other = min(tile.own, self.block), min(tile.other, self.block)
-        return _Tile(own, other, max(1, tile.warps * own // tile.own), tile.stages)
+        return _Tile(own, other, min(tile.warps, own // 16), tile.stages)  # 16 rows of a product are for a warp
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, walk: _Walk) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from graphopt.triton_kernels.launch import Tile, launch, power_of_two, rows_of, tile_for
 
-# For each width the rows that make up 16 elements a thread, or one with up to 64.
+# For each width the rows that make up 16 elements a thread, or one with up to 32.
 _HELD = (
     Tile(32, 64, 4), Tile(64, 32, 4), Tile(128, 16, 4), Tile(256, 8, 4), Tile(512, 4, 4), Tile(1024, 2, 4),
-    Tile(2048, 1, 4), Tile(4096, 1, 8), Tile(8192, 1, 16), Tile(16384, 1, 16), Tile(32768, 1, 32),
+    Tile(2048, 1, 4), Tile(4096, 1, 8), Tile(8192, 1, 16), Tile(16384, 1, 16),
 )  # fmt: skip
+_HELD_FORWARD = (*_HELD, Tile(32768, 1, 32))  # backward has two tensors
 _STREAMED = Tile(4096, 1, 8)  # width: of a block
 _LEAST_DIMENSIONS = 4
 
@@ -28,8 +29,9 @@ def _scores(
 ):  # fmt: skip
     """Scaled and masked elements of rows, -inf where none is; row and columns are of a shape or broadcast."""
     query = row % queries
-    if CAUSAL:
-        inside = inside & (columns <= query + width - queries)
+    if CAUSAL:  # as much as is read at once is read or not
+        last = query + width - queries
+        inside = inside & (columns // 16 * 16 <= last)
     x = tl.load(X + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32) * scale
     if MASK is not None:
         of_row = row // (queries * heads) * mask_batch + row // queries % heads * mask_head + query * mask_query
@@ -38,6 +40,8 @@ def _scores(
             inside = inside & (mask != 0)
         else:
             x += mask.to(tl.float32)
+    if CAUSAL:
+        inside = inside & (columns <= last)
     return tl.where(inside, x, float("-inf"))
 
 
@@ -132,7 +136,7 @@ def softmax(x: Tensor, mask: Tensor | None, scale: float, causal: bool, dtype: t
     given = (spread.view(torch.uint8) if is_boolean else spread) if spread is not None else None
     sizes = (heads, queries, width, *strides, scale)
     constants = {"CAUSAL": causal, "BOOLEAN": is_boolean}
-    tile = tile_for(_HELD, width)
+    tile = tile_for(_HELD_FORWARD, width)
     if tile is None:
         launch(_streamed_forward, count, rows, given, y, rows.stride(0), *sizes, warps=_STREAMED.warps,
                BLOCK=_STREAMED.width, **constants)  # fmt: skip
