@@ -1,12 +1,17 @@
 """`fuse` sees a sliding window in a mask that a model makes of positions, and in no other mask."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import graphopt
+from graphopt import Plan
 from graphopt.passes.base import PassContext
 from graphopt.passes.fuse import Fuse
 from graphopt.passes.patterns.attention import window_of
@@ -79,3 +84,58 @@ def test_the_window_is_that_of_the_mask(queries: int, keys: int, window: int) ->
     assert window_of(torch.zeros(read.shape).masked_fill(~read, torch.finfo(torch.float32).min)) == window
     assert window_of(torch.stack([read, read.roll(1, 1)])) is None
     assert window_of(read_pairs(queries, keys, True)) is None
+
+
+class _Mean(_Model):
+    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+        return super().forward(x, kept).square().mean()
+
+
+def test_a_compiled_model_with_a_window_computes_what_eager_does() -> None:
+    model = _Mean(_window, 0.0)
+    batch = {"x": torch.randn(2, _LENGTH, 8), "kept": torch.ones(2, _LENGTH, dtype=torch.bool)}
+    with mode("reference"):
+        compiled = graphopt.compile(copy.deepcopy(model), Plan(kernels="auto"))
+        found, wanted = compiled(**batch), model(**batch)
+        found.backward()
+        wanted.backward()
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    for one, other in zip(compiled.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "windows"),
+    [
+        ("Mistral", {}, 2),
+        pytest.param(
+            "Gemma3", {"layer_types": ["sliding_attention", "full_attention"]}, 1, marks=pytest.mark.long
+        ),
+    ],
+)  # fmt: skip
+def test_windows_and_softmax_of_transformers_are_found(
+    architecture: str, options: dict[str, Any], windows: int
+) -> None:
+    """A window in each layer that has one; with eager attention the softmax of each layer instead."""
+    config = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(architecture, f"{architecture}Config"))
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 8, "use_cache": False}
+
+    def fused(attention: str) -> dict[str, int | float | str]:
+        def build() -> nn.Module:
+            given = config(**sizes, **heads, **options, attn_implementation=attention)
+            model: nn.Module = getattr(transformers, f"{architecture}ForCausalLM")(given)
+            return model
+
+        def batch() -> dict[str, Tensor]:
+            tokens = torch.randint(64, (2, 2 * 8))
+            return {"input_ids": tokens, "labels": tokens}
+
+        program = forward_program(Entry(build, batch))
+        context = PassContext(program.placeholders[0].meta["val"].fake_mode, {"dp": 1}, {})
+        with mode("reference"):
+            Fuse().run(program, context)
+        return context.statistics
+
+    assert fused("sdpa")["attention"] == windows
+    assert fused("eager")["softmax"] == 2
