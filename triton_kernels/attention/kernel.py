@@ -153,7 +153,7 @@ def _forward(
     Q, K, V, OUT, LSE, FIRST, LAST, OFFSETS, BLOCKS,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
     heads, shared, queries, keys, width: tl.constexpr, scale, list_stride,
-    BLOCK: tl.constexpr, MASKED: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     OF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(queries, OWN)
@@ -178,7 +178,7 @@ def _forward(
     for step in range(from_step, to_step):
         first = _place(BLOCKS, step, begin, whole, whole_end, TILE, BLOCK)
         out, total, largest = _attend(q, K, V, first, keys, low, high, k_row, v_row, width, scale2, out, total,
-                                      largest, MASKED, TILE, WIDTH, OF, PRECISION)  # fmt: skip
+                                      largest, True, TILE, WIDTH, OF, PRECISION)  # fmt: skip
     has_none = total == 0.0
     out = out / tl.where(has_none, 1.0, total)[:, None]
     lse = tl.where(has_none, float("inf"), (largest + tl.log2(total)) / _LOG2_E)
@@ -209,7 +209,7 @@ def _queries_backward(
     gradient_batch, gradient_head, gradient_row, q_batch, q_head, q_row, k_batch, k_head, k_row,
     v_batch, v_head, v_row, out_batch, out_head, out_row, of_q_batch, of_q_head, of_q_row,
     heads, shared, queries, keys, width: tl.constexpr, scale, list_stride,
-    BLOCK: tl.constexpr, MASKED: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     OF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(queries, OWN)
@@ -240,7 +240,7 @@ def _queries_backward(
     for step in range(from_step, to_step):
         first = _place(BLOCKS, step, begin, whole, whole_end, TILE, BLOCK)
         of_q = _descend_queries(q, of_out, K, V, first, keys, low, high, k_row, v_row, width, scale2, lse, along, of_q,
-                                MASKED, TILE, WIDTH, OF, PRECISION)  # fmt: skip
+                                True, TILE, WIDTH, OF, PRECISION)  # fmt: skip
     _write(OF_Q + batch * of_q_batch + head * of_q_head, of_q * scale, tile * OWN, queries, of_q_row, width, OWN, WIDTH)
 
 
@@ -271,7 +271,7 @@ def _keys_backward(
     gradient_batch, gradient_head, gradient_row, q_batch, q_head, q_row, k_batch, k_head, k_row,
     v_batch, v_head, v_row, of_k_batch, of_k_head, of_k_row, of_v_batch, of_v_head, of_v_row,
     heads, shared, queries, keys, width: tl.constexpr, scale, list_stride,
-    BLOCK: tl.constexpr, MASKED: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, OWN: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     OF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(keys, OWN)
@@ -297,7 +297,7 @@ def _keys_backward(
             first = _place(BLOCKS, step, begin, begin, begin, TILE, BLOCK)
             of_k, of_v = _descend_keys(k, v, q_of_head, gradient_of_head, LSE + of_head, ALONG + of_head, first,
                                        queries, low, high, q_row, gradient_row, width, scale2, of_k, of_v,
-                                       MASKED, TILE, WIDTH, OF, PRECISION)  # fmt: skip
+                                       True, TILE, WIDTH, OF, PRECISION)  # fmt: skip
     _write(
         OF_K + batch * of_k_batch + key_head * of_k_head, of_k * scale, tile * OWN, keys, of_k_row, width, OWN, WIDTH
     )
@@ -375,8 +375,7 @@ def sparse_attention_backward(
 class _Walk(NamedTuple):
     """What programs read for their tiles: intervals, and where a layout says so, blocks alone.
 
-    head_stride: of offsets from one head to the next; 0 where a layout is for all. masked: whether a listed block may
-    have what is not read.
+    head_stride: of offsets from one head to the next; 0 where a layout is for all.
     """
 
     first: Tensor
@@ -385,7 +384,6 @@ class _Walk(NamedTuple):
     blocks: Tensor | None = None
     block: int = 0
     head_stride: int = 0
-    masked: bool = True
 
     @classmethod
     def over(
@@ -397,15 +395,15 @@ class _Walk(NamedTuple):
     def by(cls, own: Tensor, other: Tensor, offsets: Tensor, blocks: Tensor, block: int, reach: Reach) -> "_Walk":
         bounds = intervals(own.shape[2], other.shape[2], None, None, reach, own.device)
         stride = offsets.shape[1] if offsets.shape[0] > 1 else 0
-        masked = reach != (None, None) or other.shape[2] % block != 0
-        return cls(*bounds, offsets.contiguous(), blocks.contiguous(), block, stride, masked)
+        return cls(*bounds, offsets.contiguous(), blocks.contiguous(), block, stride)
 
     def tile(self, tile: _Tile) -> _Tile:
         """No larger than blocks are."""
         if not self.block:
             return tile
         own, other = min(tile.own, self.block), min(tile.other, self.block)
-        return _Tile(own, other, min(tile.warps, own // 16), tile.stages)  # 16 rows of a product are for a warp
+        warps = tile.warps if own == tile.own else min(tile.warps, own // 16)  # a warp takes 16 rows of a product
+        return _Tile(own, other, warps, tile.stages)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, walk: _Walk) -> tuple[Tensor, Tensor]:
@@ -454,7 +452,7 @@ def _run(
         walk.first, walk.last, walk.offsets, walk.blocks,
         *(stride for x in tensors if x.dim() == q.dim() for stride in x.stride()[:-1]),
         heads, heads // k.shape[1], queries, k.shape[2], width, scale, walk.head_stride,
-        warps=tile.warps, num_stages=tile.stages, BLOCK=walk.block, MASKED=walk.masked, OWN=tile.own, TILE=tile.other,
+        warps=tile.warps, num_stages=tile.stages, BLOCK=walk.block, OWN=tile.own, TILE=tile.other,
         WIDTH=block, OF=dtype, PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32",
     )  # fmt: skip
 
