@@ -46,9 +46,9 @@ def _known(node: fx.Node) -> torch.Tensor | None:
     while waiting:
         each = waiting.pop()
         value = each.meta.get("val")
-        is_tensor = isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape)
-        is_computed = packet_of(each) not in (None, *_UNSET) and effect_of(each) is Effect.PURE
-        if not is_tensor or not is_computed or value.numel() > _MOST:
+        if not isinstance(value, torch.Tensor) or not all(isinstance(size, int) for size in value.shape):
+            return None
+        if packet_of(each) in (None, *_UNSET) or effect_of(each) is not Effect.PURE or value.numel() > _MOST:
             return None
         needed[each] = None
         waiting += [source for source in each.all_input_nodes if source not in needed]

@@ -1,13 +1,16 @@
 """Attention pair by pair, to hold kernels to."""
 
 import math
+from typing import Any
 
 import torch
 
 from tests.support.kernels import assert_near
 
 
-def read_pairs(queries, keys, causal=False, window=None, starts=(), key_starts=()) -> torch.Tensor:
+def read_pairs(
+    queries: int, keys: int, causal: bool = False, window: int | None = None, starts: Any = (), key_starts: Any = ()
+) -> torch.Tensor:
     """Which keys each query reads, of every pair."""
     starts, key_starts = starts or (0, queries), key_starts or starts or (0, keys)
     read = torch.zeros(queries, keys, dtype=torch.bool)
@@ -19,7 +22,9 @@ def read_pairs(queries, keys, causal=False, window=None, starts=(), key_starts=(
     return read
 
 
-def masked_softmax(q, k, v, read, scale=None) -> torch.Tensor:
+def masked_softmax(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, read: torch.Tensor, scale: float | None = None
+) -> torch.Tensor:
     """Every pair is computed; zeros where a query reads no key."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     scores = q @ k.mT * (scale or 1 / math.sqrt(q.shape[-1]))
@@ -27,13 +32,15 @@ def masked_softmax(q, k, v, read, scale=None) -> torch.Tensor:
     return weights.masked_fill(~read, 0) @ v
 
 
-def projections(batch, heads, key_heads, queries, keys, width, dtype=torch.float32) -> list[torch.Tensor]:
+def projections(
+    batch: int, heads: int, key_heads: int, queries: int, keys: int, width: int, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
     """As projections of a model give them: in memory heads come behind positions."""
     shapes = ((batch, queries, heads, width), *[(batch, keys, key_heads, width)] * 2)
     return [torch.randn(shape).to(dtype).transpose(1, 2) for shape in shapes]
 
 
-def assert_together(found, wanted, factor=1.0) -> None:
+def assert_together(found: list[torch.Tensor], wanted: list[torch.Tensor], factor: float = 1.0) -> None:
     """All tensors are near the wanted ones, of the largest element of any: a gradient may be nothing but rounding."""
     for one, other in zip(found, wanted, strict=True):
         assert one.shape == other.shape

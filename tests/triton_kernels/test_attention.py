@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_the_reference_goes_part_by_part(causal, window) -> None:
         )
 
 
-KERNEL_CASES = {
+KERNEL_CASES: dict[str, dict[str, Any]] = {
     "all": {"queries": 70, "keys": 50},
     "causal, as many": {"queries": 100, "keys": 100, "causal": True},
     "causal, more keys": {"queries": 20, "keys": 150, "causal": True},

@@ -248,18 +248,17 @@ def _queries_backward(
 def _descend_keys(
     k, v, Q, GRADIENT, LSE, ALONG, first, queries, low, high, q_stride, gradient_stride, width: tl.constexpr, scale,
     of_k, of_v,
-    MASKED: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, OF: tl.constexpr, PRECISION: tl.constexpr,
+    TILE: tl.constexpr, WIDTH: tl.constexpr, OF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of keys and values, with those from a tile of queries more."""
-    q = _read(Q, first, queries, q_stride, width, MASKED, TILE, WIDTH, OF)
+    q = _read(Q, first, queries, q_stride, width, True, TILE, WIDTH, OF)
     query = first + tl.arange(0, TILE)
     inside = query < queries
     lse = tl.load(LSE + query, mask=inside, other=float("inf")) * _LOG2_E
     along = tl.load(ALONG + query, mask=inside, other=0.0)
     weights = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale - lse[None, :])
-    if MASKED:
-        weights = tl.where((query[None, :] >= low[:, None]) & (query[None, :] < high[:, None]), weights, 0.0)
-    of_out = _read(GRADIENT, first, queries, gradient_stride, width, MASKED, TILE, WIDTH, OF)
+    weights = tl.where((query[None, :] >= low[:, None]) & (query[None, :] < high[:, None]), weights, 0.0)
+    of_out = _read(GRADIENT, first, queries, gradient_stride, width, True, TILE, WIDTH, OF)
     of_v = tl.dot(weights.to(OF), of_out, of_v, input_precision=PRECISION)
     of_scores = weights * (tl.dot(v, tl.trans(of_out), input_precision=PRECISION) - along[None, :])
     return tl.dot(of_scores.to(OF), q, of_k, input_precision=PRECISION), of_v
@@ -297,7 +296,7 @@ def _keys_backward(
             first = _place(BLOCKS, step, begin, begin, begin, TILE, BLOCK)
             of_k, of_v = _descend_keys(k, v, q_of_head, gradient_of_head, LSE + of_head, ALONG + of_head, first,
                                        queries, low, high, q_row, gradient_row, width, scale2, of_k, of_v,
-                                       True, TILE, WIDTH, OF, PRECISION)  # fmt: skip
+                                       TILE, WIDTH, OF, PRECISION)  # fmt: skip
     _write(
         OF_K + batch * of_k_batch + key_head * of_k_head, of_k * scale, tile * OWN, keys, of_k_row, width, OWN, WIDTH
     )
