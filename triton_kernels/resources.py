@@ -81,9 +81,11 @@ def _sparse_attention(block: int, width: int, causal: bool) -> None:
     q = _on_meta(1, _TOKENS, 16, width).transpose(1, 2)
     statistics = _on_meta(1, 16, _TOKENS, dtype=torch.float32)
     layout = local(_TOKENS // block, 3)
-    rows, columns = ([each.to("meta") for each in lists(side)] for side in (layout, layout.mT))
-    attention.sparse_attention(q, q, q, *rows, *columns, block, causal, 0.125)
-    attention.sparse_attention_backward(q, q, q, q, q, statistics, *rows, *columns, block, causal, 0.125)
+    (rows, blocks), (columns, of_columns) = ([each.to("meta") for each in lists(x)] for x in (layout, layout.mT))
+    attention.sparse_attention(q, q, q, rows, blocks, columns, of_columns, block, causal, 0.125)
+    attention.sparse_attention_backward(
+        q, q, q, q, q, statistics, rows, blocks, columns, of_columns, block, causal, 0.125
+    )
 
 
 def _per_token() -> Tensor:

@@ -22,12 +22,11 @@ def read_pairs(
     return read
 
 
-def masked_softmax(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, read: torch.Tensor, scale: float | None = None
-) -> torch.Tensor:
-    """Every pair is computed; zeros where a query reads no key."""
+def masked_softmax(*tensors: torch.Tensor) -> torch.Tensor:
+    """Of q, k, v and which keys each query reads: every pair is computed; zeros where a query reads no key."""
+    q, k, v, read = tensors
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    scores = q @ k.mT * (scale or 1 / math.sqrt(q.shape[-1]))
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
     weights = scores.masked_fill(~read, -torch.inf).softmax(-1)
     return weights.masked_fill(~read, 0) @ v
 

@@ -77,7 +77,7 @@ def _check(layout, block, causal, heads, queries, keys, dtype, factor, width=16,
     read = layout.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :queries, :keys]
     if causal:
         read = read & torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-    tensors = projections(batch, *heads, queries, keys, width, dtype)
+    tensors = projections(batch, heads[0], heads[1], queries, keys, width, dtype)
     module = SparseAttention(layout, block, causal=causal)
     doubles = [x.double() for x in tensors]
     seed = torch.randn(tensors[0].shape).to(dtype)
