@@ -25,6 +25,9 @@ from torch.nn import functional as F
 
 from bench import gpu_optimizers
 from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
+from graphopt.triton_kernels.attention.layouts import bigbird
+from graphopt.triton_kernels.attention.masks import pairs, reach
+from graphopt.triton_kernels.attention.op import SparseAttention, attention
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.part import CROSS_ENTROPY_PART
@@ -38,6 +41,7 @@ from graphopt.triton_kernels.quantization.scaled import reference as scaled
 from graphopt.triton_kernels.quantization.scaled.op import QUANTIZE_ROWS, SCALED_MM
 from graphopt.triton_kernels.quantization.weights.op import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, QUANTIZED_LINEAR
 from graphopt.triton_kernels.rotary.op import ROTARY
+from graphopt.triton_kernels.softmax.op import SOFTMAX
 
 _EPSILON = 1e-6
 _ROUNDS = 20
@@ -213,6 +217,8 @@ def cases(at: Sizes, dtype: torch.dtype, device: str) -> list[Case]:
         ),
         *_of_experts(at, real, elements, device),
         *_quantized(at, dtype, device),
+        *_softmax_cases(at, real, elements),
+        *_attention_cases(at, real, device),
     ]
 
 
@@ -334,6 +340,70 @@ def _quantized(at: Sizes, dtype: torch.dtype, device: str) -> Iterator[Case]:
         )
 
 
+def _softmax_cases(at: Sizes, real: Callable[..., Tensor], elements: Callable[..., int]) -> list[Case]:
+    """Scores of eager attention, as many as there are logits."""
+    columns = min(at.tokens, 4096)
+    rows = at.tokens * at.classes // (at.key_heads * columns)
+    scores, mask = real(1, at.key_heads, rows, columns), real(1, 1, rows, columns)
+    moved, of_mask = elements(at.key_heads, rows, columns), elements(rows, columns)
+    liger = _liger()
+    return [
+        Case(
+            "softmax",
+            lambda x: SOFTMAX(x, None, 1.0, False, None),
+            lambda x: x.softmax(-1),
+            (scores,),
+            (2 * moved, 3 * moved),
+            liger and (lambda x: liger.liger_softmax(x)),
+        ),
+        Case(
+            "softmax with scale and mask",
+            lambda x: SOFTMAX(x, mask, 0.125, False, None),
+            lambda x: (x * 0.125 + mask.to(x.dtype)).softmax(-1, dtype=_at_least_float(x)).to(x.dtype),
+            (scores,),
+            (2 * moved + of_mask, 3 * moved),
+        ),
+    ]
+
+
+def _attention_cases(at: Sizes, real: Callable[..., Tensor], device: str) -> list[Case]:
+    """A quarter of the tokens as a window; four packed sequences; blocks of 64 as BigBird has them."""
+    block, width = min(64, at.tokens // 4), 128
+    tensors = [real(1, at.tokens, heads, width).transpose(1, 2) for heads in (at.heads, at.key_heads, at.key_heads)]
+    layout = bigbird(at.tokens // block, 2, random=2, heads=at.heads)
+    window, step = at.tokens // 4, at.tokens // 4
+    starts = torch.arange(0, at.tokens + 1, step, device=device)
+    place = torch.arange(at.tokens, device=device)
+    behind = place[:, None] - place
+    near = (behind >= 0) & (behind < window)
+    packed = (behind >= 0) & (place[:, None] // step == place // step)
+    listed = layout.repeat_interleave(block, 1).repeat_interleave(block, 2).to(device)
+    sparse = SparseAttention(layout, block).to(device)
+    counts = (
+        at.heads * pairs(at.tokens, at.tokens, reach(True, window)),
+        at.heads * 4 * pairs(step, step, reach(True, None)),
+        int(layout.sum()) * block**2,
+    )
+    functions = (
+        lambda q, k, v: attention(q, k, v, causal=True, window=window),
+        lambda q, k, v: attention(q, k, v, causal=True, starts=starts),
+        sparse,
+    )
+
+    def masked(read: Tensor) -> Function:
+        return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=read, enable_gqa=True)
+
+    names = ("attention of a window", "attention of packed sequences", "attention of blocks")
+    return [
+        Case(name, ours, masked(read), tuple(tensors), (0, 0), flops=(4 * count * width, 14 * count * width))
+        for name, ours, read, count in zip(names, functions, (near, packed, listed), counts, strict=True)
+    ]
+
+
+def _at_least_float(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _liger() -> Any:
     """Liger Kernel's functions, or None."""
     if importlib.util.find_spec("liger_kernel") is None or not torch.cuda.is_available():
@@ -344,17 +414,27 @@ def _liger() -> Any:
 def both_ways(
     function: Function, inputs: tuple[Tensor, ...], differentiable: bool = True
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """Results, and gradients of all inputs if there are any, where gradients of the results are ones."""
+    """Results, and gradients of all inputs if there are any, where gradients of the results are `_seed`."""
     leaves = [tensor.detach().requires_grad_(differentiable) for tensor in inputs]
 
-    def step() -> tuple[Tensor, ...]:
+    def forward() -> tuple[Tensor, ...]:
         results = function(*leaves)
-        results = results if isinstance(results, tuple) else (results,)
-        if not differentiable:
-            return results
-        return *results, *torch.autograd.grad(results, leaves, [torch.ones_like(each) for each in results])
+        return results if isinstance(results, tuple) else (results,)
+
+    if not differentiable:
+        return forward
+    seeds = [_seed(each) for each in forward()]
+
+    def step() -> tuple[Tensor, ...]:
+        results = forward()
+        return *results, *torch.autograd.grad(results, leaves, seeds)
 
     return step
+
+
+def _seed(like: Tensor) -> Tensor:
+    """From 1 to 1.875 over and over: exact in any dtype; from even ones a softmax has no gradient."""
+    return (1 + torch.arange(like.numel(), device=like.device) % 8 / 8).to(like.dtype).view(like.shape)
 
 
 def error(case: Case) -> float:

@@ -7,7 +7,17 @@ from torch import fx
 from graphopt.ir import Level, Program, explain
 from graphopt.passes.base import Pass, PassContext, Tier
 from graphopt.passes.build import Builder
-from graphopt.passes.patterns import activations, class_parallel, cross_entropy, experts, norms, rotary, routing
+from graphopt.passes.patterns import (
+    activations,
+    attention,
+    class_parallel,
+    cross_entropy,
+    experts,
+    norms,
+    rotary,
+    routing,
+    softmax,
+)
 from graphopt.passes.patterns.fusion import Fusion, Site, Writer, varying_of
 from graphopt.passes.rewrite import remove_dead
 from graphopt.triton_kernels.choice import decided, mode_of_kernels
@@ -18,7 +28,9 @@ FUSIONS: tuple[Fusion, ...] = (
     *class_parallel.FUSIONS,
     *experts.FUSIONS,
     *routing.FUSIONS,
+    *attention.FUSIONS,
     *rotary.FUSIONS,
+    *softmax.FUSIONS,
     *activations.FUSIONS,
     *norms.FUSIONS,
 )

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
+from graphopt.triton_kernels.attention import kernel as attention
+from graphopt.triton_kernels.attention.layouts import lists, local
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.cross_entropy.reference import Options
 from graphopt.triton_kernels.experts.permutation import kernel as permutation
@@ -26,6 +28,7 @@ from graphopt.triton_kernels.quantization.blocks import kernel as blocks
 from graphopt.triton_kernels.quantization.scaled import kernel as scaled
 from graphopt.triton_kernels.quantization.weights import kernel as weights
 from graphopt.triton_kernels.rotary import kernel as rotary
+from graphopt.triton_kernels.softmax import kernel as softmax
 
 TABLE = Path(__file__).with_name("resources.json")
 # Bytes of a program at most: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
@@ -138,6 +141,32 @@ def _products_in_tf32() -> None:
         matmul.fp32_precision = before
 
 
+def _softmax(width: int, dtype: torch.dtype) -> None:
+    x, mask = _on_meta(1, 32, 4096, width, dtype=dtype), _on_meta(1, 1, 4096, width, dtype=dtype)
+    softmax.softmax(x, mask, 0.125, False, None)
+    softmax.softmax(x, None, 0.125, True, None)
+    softmax.softmax_backward(x, x, 0.125, dtype)
+
+
+def _attention(width: int, dtype: torch.dtype) -> None:
+    q, k = (_on_meta(1, _TOKENS, heads, width, dtype=dtype).transpose(1, 2) for heads in (32, 8))
+    statistics = _on_meta(1, 32, _TOKENS, dtype=torch.float32)
+    mask = (None, None, True, 1024, 0.125)
+    attention.attention(q, k, k, *mask)
+    attention.attention_backward(q, q, k, k, q, statistics, *mask)
+
+
+def _sparse_attention(block: int, width: int, causal: bool) -> None:
+    q = _on_meta(1, _TOKENS, 16, width).transpose(1, 2)
+    statistics = _on_meta(1, 16, _TOKENS, dtype=torch.float32)
+    layout = local(_TOKENS // block, 3)
+    (rows, blocks), (columns, of_columns) = ([each.to("meta") for each in lists(x)] for x in (layout, layout.mT))
+    attention.sparse_attention(q, q, q, rows, blocks, columns, of_columns, block, causal, 0.125)
+    attention.sparse_attention_backward(
+        q, q, q, q, q, statistics, rows, blocks, columns, of_columns, block, causal, 0.125
+    )
+
+
 def _per_token() -> Tensor:
     return _on_meta(_TOKENS, dtype=torch.float32)
 
@@ -174,6 +203,20 @@ LAUNCHES: Mapping[str, Callable[[], None]] = {
     **{f"experts, {mean} rows each": partial(_products, 128 * mean, torch.bfloat16) for mean in (16, 64, 512)},
     "experts, float32": partial(_products, 65536, torch.float32),
     "experts, float32 as tf32": _products_in_tf32,
+    **{f"softmax, {width} bfloat16": partial(_softmax, width, torch.bfloat16) for width in (128, 4096, 32768, 131072)},
+    **{f"softmax, {width} float32": partial(_softmax, width, torch.float32) for width in (4096, 32768, 131072)},
+    **{
+        f"attention, {width} bfloat16": partial(_attention, width, torch.bfloat16)
+        for width in (16, 32, 64, 80, 128, 256)
+    },
+    **{f"attention, {width} float32": partial(_attention, width, torch.float32) for width in (16, 64, 128)},
+    **{
+        f"attention, blocks of {block} x {width}{', causal' if causal else ''}": partial(
+            _sparse_attention, block, width, causal
+        )
+        for block, width in ((16, 64), (64, 64), (64, 128), (128, 64), (128, 128))
+        for causal in (False, True)
+    },
 }
 # What only GPUs have whose tensor cores take float8.
 FLOAT8_LAUNCHES: Mapping[str, Callable[[], None]] = {

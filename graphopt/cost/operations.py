@@ -17,6 +17,7 @@ from graphopt.ir.collectives import collective_of
 from graphopt.ir.copies import COPY_LAUNCHES
 from graphopt.ir.liveness import shares_storage
 from graphopt.ir.values import in_example
+from graphopt.triton_kernels.attention.masks import pairs, reach
 
 aten = torch.ops.aten
 
@@ -61,8 +62,9 @@ _NOTHING = Work(0, 0, 0, torch.float32)
 def work_of(node: fx.Node) -> Work:
     """What `node` does. Inputs, views, items of lists, collectives, copies, waits and what runs on the host do nothing.
 
-    Matrix multiplications, convolutions and attention do their multiplications and additions, also those that a mask
-    leaves out; any other call one operation for each element of the largest tensor that it reads or writes.
+    Matrix multiplications, convolutions and attention do their multiplications and additions, torch's attention also
+    those that a mask leaves out; any other call one operation for each element of the largest tensor that it reads or
+    writes.
     """
     results = _tensors(node.meta.get("val"))
     if node.op != "call_function" or not results or shares_storage(node):
@@ -191,6 +193,39 @@ def _linear_cross_entropy_part(hidden: torch.Tensor, weight: torch.Tensor, *_: A
     return 2 * hidden.numel() * weight.shape[0]
 
 
+def _masked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *mask: Any, **_: Any) -> int:
+    """Scores and their sums of values, of pairs alone that are read."""
+    return 4 * q.shape[-1] * _pairs(q, k, *mask)
+
+
+def _masked_attention_backward(gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, *others: Any, **_: Any) -> int:
+    """The scores once more, and two products for the gradients of each of the two products."""
+    _values, _result, _sums, *mask = others
+    return 10 * q.shape[-1] * _pairs(q, k, *mask)
+
+
+def _pairs(q: torch.Tensor, k: torch.Tensor, starts: Any, _: Any, causal: bool, window: int | None, __: float) -> int:
+    """Of queries and keys that they read, of all heads; packed sequences count as if all were as long."""
+    sequences = 1 if starts is None else starts.numel() - 1
+    each = pairs(q.shape[2] // sequences, k.shape[2] // sequences, reach(causal, window))
+    return q.shape[0] * q.shape[1] * sequences * each
+
+
+def _sparse_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *blocks: Any, **_: Any) -> int:
+    return 4 * q.shape[-1] * _listed_pairs(q, *blocks)
+
+
+def _sparse_attention_backward(gradient: torch.Tensor, q: torch.Tensor, *others: Any, **_: Any) -> int:
+    _keys, _values, _result, _sums, *blocks = others
+    return 10 * q.shape[-1] * _listed_pairs(q, *blocks)
+
+
+def _listed_pairs(q: torch.Tensor, offsets: torch.Tensor, blocks: torch.Tensor, *others: Any) -> int:
+    """Of queries and keys in blocks that a layout lists, of all heads; those that one masks are computed."""
+    _columns, _rows, block, *_ = others
+    return int(blocks.numel() * block**2 * q.shape[0] * (q.shape[1] // offsets.shape[0]))
+
+
 _ATTENTION = (
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_scaled_dot_product_efficient_attention",
@@ -219,6 +254,10 @@ _FORMULAS: Mapping[str, Callable[..., int]] = {
     "graphopt::scaled_mm": _inner_product,
     "graphopt::linear_cross_entropy_part": _linear_cross_entropy_part,
     "graphopt::linear_cross_entropy_part_backward": _linear_cross_entropy,
+    "graphopt::attention": _masked_attention,
+    "graphopt::attention_backward": _masked_attention_backward,
+    "graphopt::sparse_attention": _sparse_attention,
+    "graphopt::sparse_attention_backward": _sparse_attention_backward,
     "transformers::grouped_mm_fallback": _grouped_multiplication,
     "transformers::grouped_mm_fallback_backward": _grouped_multiplication_backward,
 }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from graphopt.dimensions.elementwise import random
-from graphopt.dimensions.notation import Call, Labels, Rule, Shape, positions, same_size, spell, spelled
+from graphopt.dimensions.notation import Call, Labels, Rule, Shape, is_one, positions, same_size, spell, spelled
 from graphopt.dimensions.signature import Dimension, Dimensions, Signature
 
 
@@ -13,13 +13,7 @@ def rotary(call: Call) -> Signature | None:
     labels = Labels()
     b, s = labels.name("b", batch), labels.name("s", positions)
     d, c = labels.name("d", width, whole=True), labels.name("c", half, whole=True)
-    if same_size(heads, key_heads):
-        query_heads = keys = labels.name("g", key_heads)
-    elif isinstance(heads, int) and isinstance(key_heads, int) and heads % key_heads == 0:
-        keys = labels.name("g", key_heads)
-        query_heads = (*keys, *labels.name("r", heads // key_heads, whole=True))
-    else:
-        query_heads, keys = labels.apart(heads), labels.apart(key_heads)
+    query_heads, keys = _heads(labels, heads, key_heads)
     q, k = (b, query_heads, s, d), (b, keys, s, d)
     angles = [(labels.name("b", shape[0]), s, c) for shape in call.operands[2:]]
     return labels.signature([q, k, *angles], [q, k], linear=[frozenset({0, 1})])
@@ -75,6 +69,44 @@ def _of_groups(call: Call, groups: int, operands: Sequence[str], results: Sequen
     )
 
 
+def attention(call: Call) -> Signature | None:
+    """``b (g r) s d, b g t d, b g t d -> b (g r) s d, b (g r) s``: what a query reads depends on where it is.
+
+    Of block-sparse attention, also heads stay together if each has a layout of its own.
+    """
+    (batch, heads, queries, width), (_, key_heads, keys, _) = call.operands[:2]
+    labels = Labels()
+    b, s, t = labels.name("b", batch), labels.name("s", queries, whole=True), labels.name("t", keys, whole=True)
+    d = labels.name("d", width, whole=True)
+    offsets = call.shape("row_offsets")
+    if offsets is None or is_one(offsets[0]):
+        query_heads, shared = _heads(labels, heads, key_heads)
+    else:
+        query_heads, shared = labels.name("h", heads, whole=True), labels.name("g", key_heads, whole=True)
+    others = [tuple(map(labels.apart, shape)) for shape in call.operands[3:]]
+    read = (b, shared, t, d)
+    return labels.signature(
+        [(b, query_heads, s, d), read, read, *others], [(b, query_heads, s, d), (b, query_heads, s)]
+    )
+
+
+def softmax(call: Call) -> Signature | None:
+    """``... n, ... n -> ... n``, where `n` is whole, and the rows too of what is causal."""
+    rows = f" d{len(call.operands[0]) - 2}" if call["causal"] else ""
+    return spell(call, "... n, ... n -> ... n", whole=f"n{rows}")
+
+
+def _heads(labels: Labels, heads: int, key_heads: int) -> tuple[Dimension, Dimension]:
+    """Those of queries, and those of keys, which as many in turn share."""
+    if same_size(heads, key_heads):
+        both = labels.name("g", key_heads)
+        return both, both
+    if isinstance(heads, int) and isinstance(key_heads, int) and heads % key_heads == 0:
+        keys = labels.name("g", key_heads)
+        return (*keys, *labels.name("r", heads // key_heads, whole=True)), keys
+    return labels.apart(heads), labels.apart(key_heads)
+
+
 def together(call: Call) -> Signature | None:
     """Nothing may be split."""
     labels = Labels()
@@ -110,4 +142,7 @@ BY_NAME: Mapping[str, Rule] = {
     "graphopt::sort_by_expert": together,
     "graphopt::permute_tokens": spelled("t h, t k -> n h", whole="t k n", linear=[("x",)]),
     "graphopt::unpermute_tokens": spelled("n h, t k, t k -> t h", whole="n t k", linear=[("rows",), ("weights",)]),
+    "graphopt::softmax": softmax,
+    "graphopt::attention": attention,
+    "graphopt::sparse_attention": attention,
 }

@@ -13,6 +13,7 @@ from graphopt.ir import Program
 from graphopt.passes.base import PassContext
 from graphopt.passes.fuse import Fuse
 from tests.support.forward import forward_program
+from tests.support.kernels import mode
 from tests.support.zoo import Entry
 
 _WIDTH = 8
@@ -177,6 +178,35 @@ def test_a_dropout_that_the_sum_alone_reads_goes_along(read: str) -> None:
     assert names.count("graphopt.add_rms_norm.default") == 1
     assert names.count("graphopt.dropout_mask.default") == (read == "once")
     assert names.count("aten.native_dropout.default") == (read in ("twice", "on both sides"))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, y: F.softmax(x * 0.3 + y, dim=-1, dtype=torch.float32).to(x.dtype),
+        lambda m, x, y: F.softmax(y[:, :1] + x / 8, -1),
+        lambda m, x, y: (0.3 * x.float()).softmax(2).to(x.dtype),
+        lambda m, x, y: torch.softmax(x + m.weight, 2),
+        lambda m, x, y: torch.softmax(x, -1, dtype=torch.float32),
+    ],
+)
+def test_a_softmax_is_taken_with_what_is_around_it(function: _Forward) -> None:
+    with mode("reference"):  # no variant is for the CPU by itself
+        assert _fused(function, torch.bfloat16) == {"softmax": 1}
+    assert _fused(function, torch.bfloat16) == {}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, y: F.softmax(x, dim=-1),
+        lambda m, x, y: F.softmax(x * 0.3, dim=1),
+        lambda m, x, y: F.log_softmax(x * 0.3, dim=-1),
+    ],
+)
+def test_a_softmax_that_is_one_operator_already_is_left_alone(function: _Forward) -> None:
+    with mode("reference"):
+        assert _fused(function) == {}
 
 
 def test_what_no_kernel_takes_is_left_alone() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
+from graphopt.triton_kernels.attention import kernel as attention
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.cross_entropy.reference import Options
 from graphopt.triton_kernels.experts.permutation import kernel as permutation
@@ -19,6 +20,7 @@ from graphopt.triton_kernels.quantization.scaled import kernel as scaled
 from graphopt.triton_kernels.quantization.weights import kernel as weights
 from graphopt.triton_kernels.resources import REGISTERS, SHARED_MEMORY, TABLE, launches, measured, sources
 from graphopt.triton_kernels.rotary import kernel as rotary
+from graphopt.triton_kernels.softmax import kernel as softmax
 
 TOLD = json.loads(TABLE.read_text())
 SOME = [
@@ -29,6 +31,7 @@ SOME = [
     "weights, 4 bits, 64 rows",
     "scaled, int8, 64 rows",
     "experts, 8 of 128 by softmax",
+    "softmax, 4096 bfloat16",
 ]
 
 _BYTES_AT_ONCE = 16
@@ -110,7 +113,11 @@ def test_sizes_of_one_compile_too() -> None:
         cross_entropy.cross_entropy_backward(x, of_row, target, of_row, Options(1, 1.0, 1.0))
         cross_entropy.cross_entropy_part(x, target, True)
         cross_entropy.cross_entropy_part_backward(x, target, of_row, of_row, of_row, None)
-    assert len(compiled) == 17
+        softmax.softmax(x, x, 1.0, True, None)
+        softmax.softmax_backward(x, x, 1.0, x.dtype)
+        attention.attention(q, q, q, None, None, True, 1, 1.0)
+        attention.attention_backward(q, q, q, q, q, angle, None, None, True, 1, 1.0)
+    assert len(compiled) == 22
 
 
 @pytest.mark.long

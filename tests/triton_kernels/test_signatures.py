@@ -9,6 +9,13 @@ from graphopt.dimensions.signature import operands_of
 from graphopt.dimensions.table import signature_of
 from graphopt.ir.effects import Effect, effect_of
 from graphopt.triton_kernels.activations.op import BIAS_ACTIVATION, GATED
+from graphopt.triton_kernels.attention.layouts import bigbird, lists, local
+from graphopt.triton_kernels.attention.op import (
+    ATTENTION,
+    ATTENTION_BACKWARD,
+    SPARSE_ATTENTION,
+    SPARSE_ATTENTION_BACKWARD,
+)
 from graphopt.triton_kernels.cross_entropy.linear import LINEAR_CROSS_ENTROPY
 from graphopt.triton_kernels.cross_entropy.op import CROSS_ENTROPY, CROSS_ENTROPY_BACKWARD_
 from graphopt.triton_kernels.experts.permutation.op import PERMUTE_TOKENS, SORT_BY_EXPERT, UNPERMUTE_TOKENS
@@ -18,6 +25,7 @@ from graphopt.triton_kernels.quantization.blocks.op import DEQUANTIZE_BLOCKS, QU
 from graphopt.triton_kernels.quantization.scaled.op import DYNAMIC_LINEAR, QUANTIZE_ROWS, QUANTIZE_TENSOR, SCALED_MM
 from graphopt.triton_kernels.quantization.weights.op import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, QUANTIZED_LINEAR
 from graphopt.triton_kernels.rotary.op import ROTARY
+from graphopt.triton_kernels.softmax.op import SOFTMAX
 from tests.support.parts import check_linear, check_parts, node_of
 
 B, S, H, G, C = 4, 6, 6, 3, 8
@@ -45,6 +53,10 @@ def _one_scale(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _places(tokens: int, top_k: int) -> torch.Tensor:
     return torch.randperm(tokens * top_k).view(tokens, top_k)
+
+
+def _blocks(layout: torch.Tensor) -> tuple[object, ...]:
+    return (*lists(layout), *lists(layout.mT), 16, True, 0.3)
 
 
 CALLS = {
@@ -84,7 +96,17 @@ CALLS = {
     "permute_tokens": lambda: (PERMUTE_TOKENS, _real(B, C), _places(B, 2)),
     "unpermute_tokens": lambda: (UNPERMUTE_TOKENS, _real(B * 2, C), _real(B, 2), _places(B, 2)),
     "unpermute_tokens without weights": lambda: (UNPERMUTE_TOKENS, _real(B * 2, C), None, _places(B, 2)),
-}
+    "softmax": lambda: (SOFTMAX, _real(B, H, S, C), _real(B, 1, S, C), 0.5, False, None),
+    "softmax, causal": lambda: (SOFTMAX, _real(B, S, C), _real(1, C), 0.5, True, None),
+    "attention": lambda: (ATTENTION, _real(B, H, S, 7), *[_real(B, G, C, 7)] * 2, None, None, True, 3, 0.5),
+    "attention, packed": lambda: (
+        ATTENTION, *[_real(1, H, S, 7)] * 3, *[torch.tensor([0, 2, S])] * 2, False, None, 0.5,
+    ),
+    "sparse_attention": lambda: (SPARSE_ATTENTION, *[_real(B, H, 40, 7)] * 3, *_blocks(local(3, 1))),
+    "sparse_attention by heads": lambda: (
+        SPARSE_ATTENTION, *[_real(B, H, 40, 7)] * 3, *_blocks(bigbird(3, 1, heads=H)),
+    ),
+}  # fmt: skip
 SPLIT = {
     "rms_norm": [B, S],
     "gated": [B, S, C],
@@ -105,6 +127,12 @@ SPLIT = {
     "sort_by_expert": [],
     "permute_tokens": [C],
     "unpermute_tokens": [C],
+    "softmax": [B, H, S],
+    "softmax, causal": [B],
+    "attention": [B, G],
+    "attention, packed": [H],
+    "sparse_attention": [B, H],
+    "sparse_attention by heads": [B],
 }
 
 
@@ -155,3 +183,34 @@ def test_products_of_few_bits_do_their_products(call, dtype) -> None:
 
 def test_what_writes_its_argument_says_so() -> None:
     assert is_mutating(CROSS_ENTROPY_BACKWARD_)
+
+
+@pytest.mark.parametrize(
+    ("mask", "pairs"),
+    [
+        ((None, None, True, None), B * H * (6 + 7 + 8)),  # the last query reads all eight keys
+        ((None, None, True, 2), B * H * 3 * 2),
+        ((None, None, False, None), B * H * 3 * 8),
+    ],
+)
+def test_attention_does_what_its_mask_leaves(mask, pairs) -> None:
+    q, k = _real(B, H, 3, 7), _real(B, G, C, 7)
+    call = (q, k, k, *mask, 0.5)
+    assert work_of(node_of(ATTENTION, *call)).flops == 2 * pairs * (7 + 7)
+    out, lse = ATTENTION(*call)
+    assert work_of(node_of(ATTENTION_BACKWARD, out, q, k, k, out, lse, *call[3:])).flops == 2 * pairs * 5 * 7
+
+
+def test_packed_sequences_count_as_if_all_were_as_long() -> None:
+    starts = torch.tensor([0, 1, S])
+    node = node_of(ATTENTION, *[_real(1, H, S, 7)] * 3, starts, starts, True, None, 0.5)
+    assert work_of(node).flops == 2 * H * 2 * (1 + 2 + 3) * (7 + 7)
+
+
+@pytest.mark.parametrize(("layout", "blocks"), [(local(3, 1), H * 3), (bigbird(3, 1, heads=H, random=0), H * 7)])
+def test_sparse_attention_does_its_blocks(layout, blocks) -> None:
+    q, rest = _real(B, H, 48, 7), _blocks(layout)
+    work = work_of(node_of(SPARSE_ATTENTION, q, q, q, *rest))
+    assert work.flops == 2 * B * blocks * 16 * 16 * (7 + 7)
+    out, lse = SPARSE_ATTENTION(q, q, q, *rest)
+    assert work_of(node_of(SPARSE_ATTENTION_BACKWARD, out, q, q, q, out, lse, *rest)).flops == 5 * work.flops // 2
