@@ -91,11 +91,11 @@ def test_what_is_cheap_is_computed_again_first() -> None:
     torch.manual_seed(0)
     model, batch = entry.build(), entry.batch()
     again = {}
-    for remat in ("0.9", "selective"):
+    for remat in ("0.85", "selective"):
         graph = _compiled(f"kernels=auto,remat={remat}", model, **batch).report.step_graph.graph
         again[remat] = {str(node.target) for node in graph.nodes if facts_of(node).made_by == "rematerialize"}
-    assert {"graphopt.gated.default", "graphopt.rms_norm.default"} <= again["0.9"]
-    assert not {"aten.mm.default", "graphopt.rotary.default"} & again["0.9"]
+    assert {"graphopt.gated.default", "graphopt.rms_norm.default"} <= again["0.85"]
+    assert not {"aten.mm.default", "graphopt.rotary.default"} & again["0.85"]
     names = ("gated", "rms_norm", "add_rms_norm", "rotary")
     assert {f"graphopt.{name}.default" for name in names} <= again["selective"]
     assert "aten.mm.default" not in again["selective"]
