@@ -29,15 +29,19 @@ def check(
     if tensor.dtype not in dtypes:
         raise ValueError(f"{name} is {tensor.dtype}, not {' or '.join(map(str, dtypes))}")
     sizes = tensor.shape
-    if sizes != shape and (
-        len(sizes) != len(shape) or any(e not in (None, s) for s, e in zip(sizes, shape, strict=True))
-    ):
+    if sizes != shape and (len(sizes) != len(shape) or not _fits(sizes, shape)):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} has the shape {list(sizes)}, not [{expected}]")
     if is_contiguous and not tensor.is_contiguous():
         raise ValueError(f"{name} is not contiguous: its strides are {tensor.stride()}")
     if not is_contiguous and tensor.stride(-1) != 1 and sizes[-1] > 1:
         raise ValueError(f"{name} has the stride {tensor.stride(-1)} in its last dimension, not 1")
+
+
+def _fits(sizes: torch.Size, shape: Sequence[int | None]) -> bool:
+    if shape.count(None) == len(shape):  # as most often: checks are much of a short call
+        return True
+    return all(expected in (None, size) for size, expected in zip(sizes, shape, strict=True))
 
 
 def check_choice(name: str, given: object, choices: Sequence[object]) -> None:

@@ -14,6 +14,7 @@ from graphopt.cuda_ext.native import CPP, BuildError, load
 
 log = logging.getLogger("graphopt")
 
+_AS_THEY_ARE = frozenset({int, bool, float, type(None)})  # looking a type up is the fastest way to tell
 Argument = torch.Tensor | ctypes.Array[Any] | float | int | None
 
 
@@ -28,7 +29,7 @@ class Library:
         function = getattr(self.handle, name)
         if function.argtypes is None:  # declared once: it is half the time of a call otherwise
             function.argtypes = [*map(type_of, arguments), ctypes.c_int64]
-        native = [each.data_ptr() if isinstance(each, torch.Tensor) else each for each in arguments]
+        native = [each if type(each) in _AS_THEY_ARE else _address(each) for each in arguments]
         function(*native, torch.get_num_threads())
 
 
@@ -55,3 +56,7 @@ def type_of(argument: Argument) -> type:
     if isinstance(argument, float):
         return ctypes.c_float
     return ctypes.c_int64 if isinstance(argument, int) else ctypes.c_void_p
+
+
+def _address(argument: Argument) -> Argument:
+    return argument.data_ptr() if isinstance(argument, torch.Tensor) else argument
