@@ -88,7 +88,6 @@ def test_gate_and_up_may_be_halves_of_one_tensor() -> None:
     assert torch.equal(activations.gated(gate, up, "silu"), activations.gated(*dense, "silu"))
     dgate, dup = activations.gated_backward(dy, gate, up, "silu")
     assert torch.equal(torch.cat([dgate, dup], 1), torch.cat(activations.gated_backward(dy, *dense, "silu"), 1))
-    assert dgate.untyped_storage().data_ptr() == dup.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -162,7 +162,7 @@ def test_all_ranks_see_the_same_norm(ranks) -> None:
 
 
 def _shared(rank: int, world: int) -> str:
-    model, _ = _compiled("gpt2", SPLIT, rank, world)
+    model, _ = _compiled("gpt2", "pp=2,tp=2,pipeline.microbatches=2", rank, world)
     graphopt.check_replicas(model)
     embedding = model.get_parameter("transformer.wte.weight")
     assert is_here(embedding), "it is tied to the head, so that both stages have it"

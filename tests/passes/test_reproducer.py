@@ -122,7 +122,7 @@ def test_the_program_and_the_context_are_those_before_the_pass() -> None:
     made = Reproducer.load(folder_of(failed(PLAN.format("raises"))))
     assert made.context.layouts == compilation.layouts and made.context.mesh == {"dp": 2}
     assert made.context.gradient_outputs == {"0"} and made.context.reduce_gradients
-    assert made.context.reduce_dtype is torch.float32 and format_program(made.program) == texts[3]
+    assert made.context.reduce_dtype is torch.float32 and format_program(made.program) == texts[4]
     rest = Pipeline.parse("zero{stage=3},bucket,schedule", REGISTRY)
     rest.run(made.program, made.context, verify=True, done=made.done)
     assert format_program(made.program) == texts[-1]
