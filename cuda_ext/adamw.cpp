@@ -22,10 +22,11 @@ struct Run {  // `size` elements each, which do not overlap
     int64_t gradient_is_bf16;  // else it is float
 };
 
-constexpr int64_t chunk_size = 1 << 14;  // elements that a thread takes at a time
+constexpr int64_t chunk_size = 1 << 18;  // elements that a thread takes at a time: few, long streams from memory
 
 template <bool has_fma, typename Gradient, bool has_copy>
-__attribute__((always_inline)) inline void update(const Run& run, int64_t begin, int64_t end, const Factors& f) {
+__attribute__((always_inline)) inline void update(const Run& run, int64_t begin, int64_t end, const Factors& factors) {
+    const Factors f = factors;  // which nothing that is written may be, so that they are read once
     float* __restrict parameter = run.parameter;
     float* __restrict exp_avg = run.exp_avg;
     float* __restrict exp_avg_sq = run.exp_avg_sq;
