@@ -1,5 +1,6 @@
 """The schedule by which a plan sends microbatches through the stages of its pipeline."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,11 +41,17 @@ def _searched(plan: Plan, times: Sequence[StageTimes] | None) -> Schedule:
     """Two stages a rank lie there and back, as those of zbv; other numbers round and round."""
     ranks, stages_per_rank = plan.pipeline_ranks, plan.pipeline.stages_per_rank or 2
     there = list(range(ranks))
-    layout = there + there[::-1] if stages_per_rank == 2 else there * stages_per_rank
+    layout = tuple(there + there[::-1] if stages_per_rank == 2 else there * stages_per_rank)
     cap = plan.pipeline.live or ranks * stages_per_rank
     if times is None:
-        return search(ranks, plan.microbatches, [StageTimes(1, 1, 1)] * len(layout), layout, cap, effort=0)
+        return _for_alike_stages(plan.microbatches, layout, cap)
     return search(ranks, plan.microbatches, times, layout, cap)
+
+
+@functools.cache  # asked for by every stage that is compiled, and a second's work for many ranks
+def _for_alike_stages(microbatches: int, layout: tuple[int, ...], cap: int) -> Schedule:
+    times = [StageTimes(1, 1, 1)] * len(layout)
+    return search(1 + max(layout), microbatches, times, layout, cap, effort=0)
 
 
 def live_counts(plan: Plan) -> list[int]:
