@@ -89,12 +89,16 @@ class Family:
         """The results of an operator, by the variant that is chosen for its first argument."""
         return getattr(_module(self.folder, _FILES[self.choose(x).variant]), operator)(x, *arguments)
 
+    def widest_of(self, dtype: torch.dtype) -> int:
+        """The widest rows of a dtype that the Triton kernels take."""
+        return self.widest
+
     def _hinders_triton(self, x: torch.Tensor, mode: str) -> str | None:
         """Why Triton does not take `x`; None if it does."""
         if x.dtype not in self.triton:
             return f"Triton kernels take no {x.dtype}"
-        if x.dim() and x.shape[-1] > self.widest:
-            return f"Triton kernels take rows of up to {self.widest}, not {x.shape[-1]}"
+        if x.dim() and x.shape[-1] > self.widest_of(x.dtype):
+            return f"Triton kernels take rows of up to {self.widest_of(x.dtype)}, not {x.shape[-1]}"
         if not x.is_cuda and mode == "auto":
             return f"on {x.device}"
         if not _has_triton():

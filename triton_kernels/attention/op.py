@@ -23,9 +23,8 @@ from graphopt.triton_kernels.registration import define
 class _Attention(Family):
     """Rows of float32 are half as wide: wider ones leave no registers."""
 
-    def choose(self, x: Tensor) -> Choice:
-        widest = self.widest // 2 if x.dtype == torch.float32 else self.widest
-        return Family(self.folder, widest, of_models=True).choose(x)
+    def widest_of(self, dtype: torch.dtype) -> int:
+        return self.widest // 2 if dtype == torch.float32 else self.widest
 
 
 FAMILY = _Attention("attention", widest=256, of_models=True)
