@@ -5,6 +5,8 @@ What the functions compute is written where they are operators: `graphopt.triton
 ValueError that names the argument which does not fit, and are for where `is_built`.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,21 +17,25 @@ _SOURCE = "experts.cpp"
 _INT64 = (torch.int64,)
 
 
+class Weighing(NamedTuple):
+    """How scores come from logits, "softmax" or "sigmoid", and weights from those of the experts chosen.
+
+    They are scale * s / (epsilon + sum of s) if normalized, else scale * s.
+    """
+
+    scores: str
+    normalized: bool
+    epsilon: float
+    scale: float
+
+
 def is_built() -> bool:
     """Whether there is native code here; it is built at the first call."""
     return library(_SOURCE) is not None
 
 
 def route(
-    logits: Tensor,
-    bias: Tensor | None,
-    top_k: int,
-    scores: str,
-    normalized: bool,
-    epsilon: float,
-    scale: float,
-    groups: int,
-    top_groups: int,
+    logits: Tensor, bias: Tensor | None, top_k: int, weighing: Weighing, groups: int, top_groups: int
 ) -> tuple[Tensor, Tensor]:
     """Weights, float32, and numbers of experts, int64: both [tokens, top_k]."""
     check("logits", logits, (None, None), ELEMENTS)
@@ -37,24 +43,26 @@ def route(
         check("bias", bias, logits.shape[1:], FLOAT32)
     weights = logits.new_empty(len(logits), top_k, dtype=torch.float32)
     chosen = torch.empty_like(weights, dtype=torch.int64)
-    options = (scores == "sigmoid", normalized, float(epsilon), float(scale), groups, top_groups)
-    _native().call("route", logits, bias, weights, chosen, *logits.shape, top_k, *options, _is_bf16(logits))
+    options = (*_options(weighing), groups, top_groups, _is_bf16(logits))
+    _native().call("route", logits, bias, weights, chosen, *logits.shape, top_k, *options)
     return weights, chosen
 
 
-def route_backward(
-    logits: Tensor, gradient: Tensor, chosen: Tensor, scores: str, normalized: bool, epsilon: float, scale: float
-) -> Tensor:
+def route_backward(logits: Tensor, gradient: Tensor, chosen: Tensor, weighing: Weighing) -> Tensor:
     """The gradient of logits, where that of the weights is float32 `gradient` [tokens, top_k]."""
     check("logits", logits, (None, None), ELEMENTS)
     check("chosen", chosen, (len(logits), None), _INT64)
     check("gradient", gradient, chosen.shape, FLOAT32)
     _check_range("chosen", chosen, logits.shape[1])
     of_logits = torch.empty_like(logits)
-    options = (scores == "sigmoid", normalized, float(epsilon), float(scale))
-    tensors = (logits, gradient, chosen, of_logits)
+    tensors, options = (logits, gradient, chosen, of_logits), _options(weighing)
     _native().call("route_backward", *tensors, *logits.shape, chosen.shape[1], *options, _is_bf16(logits))
     return of_logits
+
+
+def _options(weighing: Weighing) -> tuple[bool, bool, float, float]:
+    """As the native code has them."""
+    return weighing.scores == "sigmoid", weighing.normalized, float(weighing.epsilon), float(weighing.scale)
 
 
 def sort_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:

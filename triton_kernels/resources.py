@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphopt.cuda_ext.experts import Weighing
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.attention import kernel as attention
@@ -111,9 +112,9 @@ def _blocks(bits: int, is_random: bool) -> None:
 def _routing(scores: str, experts: int, top_k: int, groups: int, top_groups: int) -> None:
     logits = _on_meta(_TOKENS, experts)
     bias = _on_meta(experts, dtype=torch.float32) if scores == "sigmoid" else None
-    options = (scores, True, 1e-20, 2.5)
-    weights, chosen = routing.route(logits, bias, top_k, *options, groups, top_groups)
-    routing.route_backward(logits, weights, chosen, *options)
+    weighing = Weighing(scores, True, 1e-20, 2.5)
+    weights, chosen = routing.route(logits, bias, top_k, weighing, groups, top_groups)
+    routing.route_backward(logits, weights, chosen, weighing)
 
 
 def _permutation(dtype: torch.dtype) -> None:

@@ -10,7 +10,8 @@ from graphopt.triton_kernels.experts.routing import native as native_routing
 from graphopt.triton_kernels.experts.routing import reference as routing
 from tests.support.kernels import assert_near
 
-_OPTIONS = (6, "sigmoid", True, 1e-20, 2.5, 8, 4)
+_WEIGHING = experts.Weighing("sigmoid", True, 1e-20, 2.5)
+_OPTIONS = (6, _WEIGHING, 8, 4)
 
 
 def _check_all(dtype: torch.dtype, tokens: int, width: int) -> None:
@@ -21,8 +22,8 @@ def _check_all(dtype: torch.dtype, tokens: int, width: int) -> None:
     assert torch.equal(chosen, numbers)
     assert_near([weights], [wanted], 4)
     gradient = torch.randn_like(weights)
-    found = native_routing.route_backward(logits, gradient, chosen, *_OPTIONS[1:5])
-    exact = routing.route_backward(logits.double(), gradient.double(), chosen, *_OPTIONS[1:5])
+    found = native_routing.route_backward(logits, gradient, chosen, _WEIGHING)
+    exact = routing.route_backward(logits.double(), gradient.double(), chosen, _WEIGHING)
     assert_near([found], [exact], 8)
     order, places, ends = native_permutation.sort_by_expert(chosen, 64)
     for one, other in zip((order, places, ends), permutation.sort_by_expert(chosen, 64), strict=True):
@@ -55,7 +56,7 @@ def test_without_a_compiler_torch_computes_the_same(without_compiler: None) -> N
     [
         (lambda x, p: experts.route(x.double(), None, *_OPTIONS), "logits is torch.float64"),
         (lambda x, p: experts.route(x, x[0, :2], *_OPTIONS), r"bias has the shape \[2\], not \[3\]"),
-        (lambda x, p: experts.route_backward(x, x[:, :1].clone(), p + 3, *_OPTIONS[1:5]), "chosen has 4"),
+        (lambda x, p: experts.route_backward(x, x[:, :1].clone(), p + 3, _WEIGHING), "chosen has 4"),
         (lambda x, p: experts.sort_by_expert(p.flatten().int(), 4), "chosen is torch.int32, not torch.int64"),
         (lambda x, p: experts.permute_tokens(x.t(), p), "x is not contiguous"),
         (lambda x, p: experts.permute_tokens(x, p - 1), "places has -1, which is not from 0 to 1"),

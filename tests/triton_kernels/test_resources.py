@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from graphopt.cuda_ext.experts import Weighing
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.attention import kernel as attention
@@ -125,8 +126,8 @@ def test_one_expert_of_one_token_compiles_too() -> None:
     x, one = torch.empty(1, 1, device="meta"), torch.empty(1, dtype=torch.int32, device="meta")
     at = torch.empty(1, 1, dtype=torch.int64, device="meta")
     with _triton.compiling(90) as compiled:
-        routing.route(x, one.float(), 1, "sigmoid", True, 0.0, 1.0, 1, 1)
-        routing.route_backward(x, x, at, "softmax", True, 0.0, 1.0)
+        routing.route(x, one.float(), 1, Weighing("sigmoid", True, 0.0, 1.0), 1, 1)
+        routing.route_backward(x, x, at, Weighing("softmax", True, 0.0, 1.0))
         permutation.sort_by_expert(at, 1)
         permutation.permute_tokens(x, at)
         permutation.unpermute_tokens(x, None, at)

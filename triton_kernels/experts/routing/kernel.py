@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from graphopt.cuda_ext.experts import Weighing
 from graphopt.triton_kernels.launch import launch, power_of_two, rows_of
 
 _ELEMENTS = 1024  # of a tile, at least
@@ -104,15 +105,7 @@ def _backward(
 
 
 def route(
-    logits: Tensor,
-    bias: Tensor | None,
-    top_k: int,
-    scores: str,
-    normalized: bool,
-    epsilon: float,
-    scale: float,
-    groups: int,
-    top_groups: int,
+    logits: Tensor, bias: Tensor | None, top_k: int, weighing: Weighing, groups: int, top_groups: int
 ) -> tuple[Tensor, Tensor]:
     rows = rows_of(logits)
     tokens, experts = rows.shape
@@ -124,21 +117,19 @@ def route(
     held, size = power_of_two(groups), power_of_two(experts // groups)
     height = max(1, _ELEMENTS // (held * size))
     launch(_forward, triton.cdiv(tokens, height), rows, None if bias is None else bias.contiguous(), weights, chosen,
-           rows.stride(0), tokens, groups, experts // groups, top_groups, epsilon, scale, warps=_WARPS, TOP_K=top_k,
-           SOFTMAX=scores == "softmax", NORMALIZED=normalized, LIMITED=is_limited, ROWS=height, GROUPS=held,
-           SIZE=size, SLOTS=power_of_two(top_k))  # fmt: skip
+           rows.stride(0), tokens, groups, experts // groups, top_groups, weighing.epsilon, weighing.scale,
+           warps=_WARPS, TOP_K=top_k, SOFTMAX=weighing.scores == "softmax", NORMALIZED=weighing.normalized,
+           LIMITED=is_limited, ROWS=height, GROUPS=held, SIZE=size, SLOTS=power_of_two(top_k))  # fmt: skip
     return weights, chosen
 
 
-def route_backward(
-    logits: Tensor, gradient: Tensor, chosen: Tensor, scores: str, normalized: bool, epsilon: float, scale: float
-) -> Tensor:
+def route_backward(logits: Tensor, gradient: Tensor, chosen: Tensor, weighing: Weighing) -> Tensor:
     rows = rows_of(logits)
     tokens, experts = rows.shape
     of_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     held = power_of_two(experts)
     height = max(1, _ELEMENTS // held)
     launch(_backward, triton.cdiv(tokens, height), rows, gradient.contiguous(), chosen.contiguous(), of_logits,
-           rows.stride(0), tokens, experts, epsilon, scale, warps=_WARPS, TOP_K=chosen.shape[1],
-           SOFTMAX=scores == "softmax", NORMALIZED=normalized, ROWS=height, EXPERTS=held)  # fmt: skip
+           rows.stride(0), tokens, experts, weighing.epsilon, weighing.scale, warps=_WARPS, TOP_K=chosen.shape[1],
+           SOFTMAX=weighing.scores == "softmax", NORMALIZED=weighing.normalized, ROWS=height, EXPERTS=held)  # fmt: skip
     return of_logits

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphopt.cuda_ext.experts import Weighing
 from graphopt.nearest import nearest
 from graphopt.triton_kernels.choice import OF_CPU, Family
 from graphopt.triton_kernels.experts.routing.reference import SCORES
@@ -37,7 +38,8 @@ def _route(
     most = top_groups * (experts // groups)
     if not 1 <= top_k <= most:
         raise ValueError(f"route: top_k is {top_k}, not from 1 to {most}, the experts there are to choose from")
-    return FAMILY.run("route", logits, bias, top_k, scores, normalized, epsilon, scale, groups, top_groups)
+    weighing = Weighing(scores, normalized, epsilon, scale)
+    return FAMILY.run("route", logits, bias, top_k, weighing, groups, top_groups)
 
 
 def _route_backward(
@@ -52,7 +54,7 @@ def _route_backward(
         raise ValueError(f"route_backward: chosen has numbers that are none of {logits.shape[1]} experts")
     if chosen.shape[1] > logits.shape[1]:
         raise ValueError(f"route_backward: chosen is {describe(chosen)}, for {logits.shape[1]} experts")
-    return FAMILY.run("route_backward", logits, gradient, chosen, scores, normalized, epsilon, scale)
+    return FAMILY.run("route_backward", logits, gradient, chosen, Weighing(scores, normalized, epsilon, scale))
 
 
 def _check(logits: Tensor, scores: str, operator: str) -> None:

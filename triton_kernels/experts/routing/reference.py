@@ -13,22 +13,16 @@ are not numbers count as the largest.
 import torch
 from torch import Tensor
 
+from graphopt.cuda_ext.experts import Weighing
+
 SCORES = ("softmax", "sigmoid")
 
 
 def route(
-    logits: Tensor,
-    bias: Tensor | None,
-    top_k: int,
-    scores: str,
-    normalized: bool,
-    epsilon: float,
-    scale: float,
-    groups: int,
-    top_groups: int,
+    logits: Tensor, bias: Tensor | None, top_k: int, weighing: Weighing, groups: int, top_groups: int
 ) -> tuple[Tensor, Tensor]:
     """Weights, of float32 at least, and numbers of the experts chosen, int64: both [tokens, top_k], best first."""
-    found = _scores(logits.to(torch.promote_types(logits.dtype, torch.float32)), scores)
+    found = _scores(logits.to(torch.promote_types(logits.dtype, torch.float32)), weighing.scores)
     keys = found if bias is None else found + bias
     if top_groups < groups:
         by_group = keys.unflatten(-1, (groups, -1))
@@ -37,23 +31,21 @@ def route(
         keys = by_group.masked_fill(~taken.unsqueeze(-1), -torch.inf).flatten(-2)
     chosen = keys.topk(top_k, -1).indices
     weights = found.gather(-1, chosen)
-    if normalized:
-        weights = weights / (weights.sum(-1, keepdim=True) + epsilon)
-    return weights * scale, chosen
+    if weighing.normalized:
+        weights = weights / (weights.sum(-1, keepdim=True) + weighing.epsilon)
+    return weights * weighing.scale, chosen
 
 
-def route_backward(
-    logits: Tensor, gradient: Tensor, chosen: Tensor, scores: str, normalized: bool, epsilon: float, scale: float
-) -> Tensor:
+def route_backward(logits: Tensor, gradient: Tensor, chosen: Tensor, weighing: Weighing) -> Tensor:
     """The gradient of logits. gradient: of the weights."""
-    found = _scores(logits.to(gradient.dtype), scores)
+    found = _scores(logits.to(gradient.dtype), weighing.scores)
     picked = found.gather(-1, chosen)
-    of_picked = gradient * scale
-    if normalized:
-        total = picked.sum(-1, keepdim=True) + epsilon
+    of_picked = gradient * weighing.scale
+    if weighing.normalized:
+        total = picked.sum(-1, keepdim=True) + weighing.epsilon
         of_picked = (of_picked - (of_picked * picked).sum(-1, keepdim=True) / total) / total
     of_found = torch.zeros_like(found).scatter_(-1, chosen, of_picked)
-    if scores == "softmax":
+    if weighing.scores == "softmax":
         of_found = of_found - (of_picked * picked).sum(-1, keepdim=True)
         return (found * of_found).to(logits.dtype)
     return (found * (1 - found) * of_found).to(logits.dtype)
