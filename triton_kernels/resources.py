@@ -18,6 +18,7 @@ from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.attention import kernel as attention
 from graphopt.triton_kernels.attention.layouts import lists, local
+from graphopt.triton_kernels.attention.masks import Blocks, Mask
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.cross_entropy.reference import Options
 from graphopt.triton_kernels.experts.permutation import kernel as permutation
@@ -152,9 +153,9 @@ def _softmax(width: int, dtype: torch.dtype) -> None:
 def _attention(width: int, dtype: torch.dtype) -> None:
     q, k = (_on_meta(1, _TOKENS, heads, width, dtype=dtype).transpose(1, 2) for heads in (32, 8))
     statistics = _on_meta(1, 32, _TOKENS, dtype=torch.float32)
-    mask = (None, None, True, 1024, 0.125)
-    attention.attention(q, k, k, *mask)
-    attention.attention_backward(q, q, k, k, q, statistics, *mask)
+    mask = Mask(None, None, True, 1024, 0.125)
+    attention.attention(q, k, k, mask)
+    attention.attention_backward(q, q, k, k, q, statistics, mask)
 
 
 def _sparse_attention(block: int, width: int, causal: bool) -> None:
@@ -162,10 +163,9 @@ def _sparse_attention(block: int, width: int, causal: bool) -> None:
     statistics = _on_meta(1, 16, _TOKENS, dtype=torch.float32)
     layout = local(_TOKENS // block, 3)
     (rows, blocks), (columns, of_columns) = ([each.to("meta") for each in lists(x)] for x in (layout, layout.mT))
-    attention.sparse_attention(q, q, q, rows, blocks, columns, of_columns, block, causal, 0.125)
-    attention.sparse_attention_backward(
-        q, q, q, q, q, statistics, rows, blocks, columns, of_columns, block, causal, 0.125
-    )
+    listed = Blocks(rows, blocks, columns, of_columns, block, causal, 0.125)
+    attention.sparse_attention(q, q, q, listed)
+    attention.sparse_attention_backward(q, q, q, q, q, statistics, listed)
 
 
 def _per_token() -> Tensor:

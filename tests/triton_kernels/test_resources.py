@@ -9,6 +9,7 @@ from graphopt.cuda_ext.experts import Weighing
 from graphopt.triton_kernels import _triton
 from graphopt.triton_kernels.activations import kernel as activations
 from graphopt.triton_kernels.attention import kernel as attention
+from graphopt.triton_kernels.attention.masks import Mask
 from graphopt.triton_kernels.cross_entropy import kernel as cross_entropy
 from graphopt.triton_kernels.cross_entropy.reference import Options
 from graphopt.triton_kernels.experts.permutation import kernel as permutation
@@ -116,8 +117,8 @@ def test_sizes_of_one_compile_too() -> None:
         cross_entropy.cross_entropy_part_backward(x, target, of_row, of_row, of_row, None)
         softmax.softmax(x, x, 1.0, True, None)
         softmax.softmax_backward(x, x, 1.0, x.dtype)
-        attention.attention(q, q, q, None, None, True, 1, 1.0)
-        attention.attention_backward(q, q, q, q, q, angle, None, None, True, 1, 1.0)
+        attention.attention(q, q, q, Mask(None, None, True, 1, 1.0))
+        attention.attention_backward(q, q, q, q, q, angle, Mask(None, None, True, 1, 1.0))
     assert len(compiled) == 22
 
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from graphopt.triton_kernels.attention.masks import Blocks, Mask
 from graphopt.triton_kernels.registration import check_floating, check_same, describe
 
 _DIMENSIONS = 4
@@ -29,18 +30,9 @@ def _check(operator: str, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None
         raise ValueError(f"{operator}: scale is {scale}, not positive and finite")
 
 
-def check_mask(
-    operator: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor | None,
-    key_starts: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
-) -> None:
-    _check(operator, q, k, v, scale)
+def check_mask(operator: str, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> None:
+    _check(operator, q, k, v, mask.scale)
+    starts, key_starts, _, window, _ = mask
     if window is not None and window < 1:
         raise ValueError(f"{operator}: window is {window}, not at least 1, the key beside a query")
     if starts is None and key_starts is None:
@@ -67,25 +59,14 @@ def check_mask(
         raise ValueError(f"{operator}: key_starts is {describe(key_starts)}, not {describe(starts)} as starts")
 
 
-def check_blocks(
-    operator: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    row_offsets: Tensor,
-    row_blocks: Tensor,
-    column_offsets: Tensor,
-    column_blocks: Tensor,
-    block: int,
-    causal: bool,
-    scale: float,
-) -> None:
-    _check(operator, q, k, v, scale)
+def check_blocks(operator: str, q: Tensor, k: Tensor, v: Tensor, listed: Blocks) -> None:
+    _check(operator, q, k, v, listed.scale)
+    row_offsets, row_blocks, column_offsets, column_blocks, block, _, _ = listed
     if block < _LEAST_BLOCK or block & (block - 1):
         raise ValueError(f"{operator}: block is {block}, not a power of two from {_LEAST_BLOCK}")
     rows, columns = (-(-x.shape[2] // block) for x in (q, k))
-    listed = (("row", row_offsets, row_blocks, rows), ("column", column_offsets, column_blocks, columns))
-    for name, offsets, blocks, count in listed:
+    lists = (("row", row_offsets, row_blocks, rows), ("column", column_offsets, column_blocks, columns))
+    for name, offsets, blocks, count in lists:
         for each, part in ((offsets, "offsets"), (blocks, "blocks")):
             if each.dtype != torch.int32 or each.device != q.device:
                 raise ValueError(f"{operator}: {name}_{part} is {describe(each)}, not int32 on {q.device}")

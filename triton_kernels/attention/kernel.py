@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from graphopt.triton_kernels import _triton
-from graphopt.triton_kernels.attention.masks import Reach, intervals, reach
+from graphopt.triton_kernels.attention.masks import Blocks, Mask, Reach, intervals
 from graphopt.triton_kernels.attention.reference import empty_like
 from graphopt.triton_kernels.launch import launch, power_of_two
 
@@ -303,72 +303,29 @@ def _keys_backward(
     _write(OF_V + batch * of_v_batch + key_head * of_v_head, of_v, tile * OWN, keys, of_v_row, width, OWN, WIDTH)
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor | None,
-    key_starts: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    return _attention(q, k, v, scale, _Walk.over(q, k, starts, key_starts, reach(causal, window)))
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+    return _attention(q, k, v, mask.scale, _Walk.over(q, k, mask.starts, mask.key_starts, mask.reach))
 
 
 def attention_backward(
-    gradient: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    starts: Tensor | None,
-    key_starts: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Mask
 ) -> tuple[Tensor, Tensor, Tensor]:
-    own = reach(causal, window)
-    rows = _Walk.over(q, k, starts, key_starts, own)
-    columns = _Walk.over(k, q, key_starts, starts, own.turned)
-    return _backward(gradient, q, k, v, out, lse, scale, rows, columns)
+    rows = _Walk.over(q, k, mask.starts, mask.key_starts, mask.reach)
+    columns = _Walk.over(k, q, mask.key_starts, mask.starts, mask.reach.turned)
+    return _backward(gradient, q, k, v, out, lse, mask.scale, rows, columns)
 
 
-def sparse_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    row_offsets: Tensor,
-    row_blocks: Tensor,
-    column_offsets: Tensor,
-    column_blocks: Tensor,
-    block: int,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    return _attention(q, k, v, scale, _Walk.by(q, k, row_offsets, row_blocks, block, reach(causal, None)))
+def sparse_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    rows = _Walk.by(q, k, blocks.row_offsets, blocks.row_blocks, blocks.block, blocks.reach)
+    return _attention(q, k, v, blocks.scale, rows)
 
 
 def sparse_attention_backward(
-    gradient: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    row_offsets: Tensor,
-    row_blocks: Tensor,
-    column_offsets: Tensor,
-    column_blocks: Tensor,
-    block: int,
-    causal: bool,
-    scale: float,
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, blocks: Blocks
 ) -> tuple[Tensor, Tensor, Tensor]:
-    own = reach(causal, None)
-    rows = _Walk.by(q, k, row_offsets, row_blocks, block, own)
-    columns = _Walk.by(k, q, column_offsets, column_blocks, block, own.turned)
-    return _backward(gradient, q, k, v, out, lse, scale, rows, columns)
+    rows = _Walk.by(q, k, blocks.row_offsets, blocks.row_blocks, blocks.block, blocks.reach)
+    columns = _Walk.by(k, q, blocks.column_offsets, blocks.column_blocks, blocks.block, blocks.reach.turned)
+    return _backward(gradient, q, k, v, out, lse, blocks.scale, rows, columns)
 
 
 class _Walk(NamedTuple):

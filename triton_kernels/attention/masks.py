@@ -31,6 +31,36 @@ def reach(causal: bool, window: int | None) -> Reach:
     return Reach(side, 0 if causal else side)
 
 
+class Mask(NamedTuple):
+    """What decides which pairs `attention` reads, and the scale of scores, as `reference` tells them."""
+
+    starts: Tensor | None
+    key_starts: Tensor | None
+    causal: bool
+    window: int | None
+    scale: float
+
+    @property
+    def reach(self) -> Reach:
+        return reach(self.causal, self.window)
+
+
+class Blocks(NamedTuple):
+    """What decides which pairs `sparse_attention` reads, and the scale of scores, as `reference` tells them."""
+
+    row_offsets: Tensor
+    row_blocks: Tensor
+    column_offsets: Tensor
+    column_blocks: Tensor
+    block: int
+    causal: bool
+    scale: float
+
+    @property
+    def reach(self) -> Reach:
+        return reach(self.causal, None)
+
+
 def intervals(
     own: int, other: int, own_starts: Tensor | None, other_starts: Tensor | None, reach: Reach, device: torch.device
 ) -> tuple[Tensor, Tensor]:

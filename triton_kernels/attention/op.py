@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from graphopt.triton_kernels.attention.arguments import check_blocks, check_mask, check_results
 from graphopt.triton_kernels.attention.layouts import lists
+from graphopt.triton_kernels.attention.masks import Blocks, Mask
 from graphopt.triton_kernels.attention.reference import empty_like
 from graphopt.triton_kernels.choice import VARIABLE, Choice, Family, mode_of_kernels
 from graphopt.triton_kernels.registration import define
@@ -95,29 +96,29 @@ class SparseAttention(nn.Module):
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *mask: Any) -> tuple[Tensor, Tensor]:
-    check_mask("attention", q, k, v, *mask)
-    return FAMILY.run("attention", q, k, v, *mask)  # type: ignore[no-any-return]
+    check_mask("attention", q, k, v, Mask(*mask))
+    return FAMILY.run("attention", q, k, v, Mask(*mask))  # type: ignore[no-any-return]
 
 
 def _attention_backward(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *mask: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_mask("attention_backward", q, k, v, *mask)
+    check_mask("attention_backward", q, k, v, Mask(*mask))
     check_results("attention_backward", gradient, q, out, lse)
-    return FAMILY.run("attention_backward", gradient, q, k, v, out, lse, *mask)  # type: ignore[no-any-return]
+    return FAMILY.run("attention_backward", gradient, q, k, v, out, lse, Mask(*mask))  # type: ignore[no-any-return]
 
 
 def _sparse_attention(q: Tensor, k: Tensor, v: Tensor, *blocks: Any) -> tuple[Tensor, Tensor]:
-    check_blocks("sparse_attention", q, k, v, *blocks)
-    return FAMILY.run("sparse_attention", q, k, v, *blocks)  # type: ignore[no-any-return]
+    check_blocks("sparse_attention", q, k, v, Blocks(*blocks))
+    return FAMILY.run("sparse_attention", q, k, v, Blocks(*blocks))  # type: ignore[no-any-return]
 
 
 def _sparse_attention_backward(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *blocks: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_blocks("sparse_attention_backward", q, k, v, *blocks)
+    check_blocks("sparse_attention_backward", q, k, v, Blocks(*blocks))
     check_results("sparse_attention_backward", gradient, q, out, lse)
-    return FAMILY.run("sparse_attention_backward", gradient, q, k, v, out, lse, *blocks)  # type: ignore[no-any-return]
+    return FAMILY.run("sparse_attention_backward", gradient, q, k, v, out, lse, Blocks(*blocks))  # type: ignore[no-any-return]
 
 
 def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from graphopt.triton_kernels.attention.masks import Reach, intervals, reach
+from graphopt.triton_kernels.attention.masks import Blocks, Mask, intervals
 
 _ROWS = 128  # queries of a part
 
@@ -45,76 +45,30 @@ def empty_like(x: Tensor) -> Tensor:
     return x.new_empty(batch, positions, heads, width).transpose(1, 2)
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor | None,
-    key_starts: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, scale, _dense_parts(q, k, starts, key_starts, reach(causal, window)))
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+    return _forward(q, k, v, mask.scale, _dense_parts(q, k, mask))
 
 
 def attention_backward(
-    gradient: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    starts: Tensor | None,
-    key_starts: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Mask
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v. gradient: of out."""
-    parts = _dense_parts(q, k, starts, key_starts, reach(causal, window))
-    return _backward(gradient, q, k, v, out, lse, scale, parts)
+    return _backward(gradient, q, k, v, out, lse, mask.scale, _dense_parts(q, k, mask))
 
 
-def sparse_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    row_offsets: Tensor,
-    row_blocks: Tensor,
-    column_offsets: Tensor,
-    column_blocks: Tensor,
-    block: int,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, scale, _sparse_parts(q, k, row_offsets, row_blocks, block, causal))
+def sparse_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    return _forward(q, k, v, blocks.scale, _sparse_parts(q, k, blocks))
 
 
 def sparse_attention_backward(
-    gradient: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    row_offsets: Tensor,
-    row_blocks: Tensor,
-    column_offsets: Tensor,
-    column_blocks: Tensor,
-    block: int,
-    causal: bool,
-    scale: float,
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, blocks: Blocks
 ) -> tuple[Tensor, Tensor, Tensor]:
-    parts = _sparse_parts(q, k, row_offsets, row_blocks, block, causal)
-    return _backward(gradient, q, k, v, out, lse, scale, parts)
+    return _backward(gradient, q, k, v, out, lse, blocks.scale, _sparse_parts(q, k, blocks))
 
 
-def _dense_parts(
-    q: Tensor, k: Tensor, starts: Tensor | None, key_starts: Tensor | None, reach: Reach
-) -> Iterator[_Part]:
+def _dense_parts(q: Tensor, k: Tensor, mask: Mask) -> Iterator[_Part]:
     queries, keys = q.shape[2], k.shape[2]
-    first, last = intervals(queries, keys, starts, key_starts, reach, q.device)
+    first, last = intervals(queries, keys, mask.starts, mask.key_starts, mask.reach, q.device)
     heads = torch.arange(k.shape[1], device=q.device)[:, None] * keys
     bounds = [each for part in range(0, queries, _ROWS) for each in (first[part], last[part:][:_ROWS][-1])]
     extents = torch.stack(bounds).view(-1, 2).tolist() if bounds else []  # waits for a device once
@@ -124,10 +78,11 @@ def _dense_parts(
         yield _Part(rows, heads + at, _between(at[None], first[rows], last[rows]))
 
 
-def _sparse_parts(q: Tensor, k: Tensor, offsets: Tensor, blocks: Tensor, block: int, causal: bool) -> Iterator[_Part]:
+def _sparse_parts(q: Tensor, k: Tensor, listed: Blocks) -> Iterator[_Part]:
     """One for each row of blocks; heads that read fewer than others are filled up with what is not read."""
     queries, keys = q.shape[2], k.shape[2]
-    first, last = intervals(queries, keys, None, None, reach(causal, None), q.device)
+    offsets, blocks, block = listed.row_offsets, listed.row_blocks, listed.block
+    first, last = intervals(queries, keys, None, None, listed.reach, q.device)
     heads, rows = offsets.shape[0], offsets.shape[1] - 1
     shared = q.shape[1] // k.shape[1]
     owners = torch.arange(k.shape[1], device=q.device) if heads == 1 else torch.arange(heads, device=q.device) // shared
