@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from graphopt.cuda_ext.library import Argument, library, type_of
+from graphopt.cuda_ext.library import Argument, addressed, library, type_of
 from graphopt.cuda_ext.native import BuildError, Compiler, load
 from graphopt.errors import GraphoptError
 
@@ -48,7 +48,7 @@ class Kernels:
         function = getattr(self.handle, name)
         if function.argtypes is None:
             function.argtypes = [*map(type_of, arguments), ctypes.c_int64, ctypes.c_int64]
-        native = [each.data_ptr() if isinstance(each, torch.Tensor) else each for each in arguments]
+        native = addressed(arguments)
         if device.type == "cuda":
             with torch.cuda.device(device):
                 error = function(*native, device.index, torch.cuda.current_stream(device).cuda_stream)

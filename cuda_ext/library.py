@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,7 @@ class Library:
         function = getattr(self.handle, name)
         if function.argtypes is None:  # declared once: it is half the time of a call otherwise
             function.argtypes = [*map(type_of, arguments), ctypes.c_int64]
-        native = [each if type(each) in _AS_THEY_ARE else _address(each) for each in arguments]
-        function(*native, torch.get_num_threads())
+        function(*addressed(arguments), torch.get_num_threads())
 
 
 @functools.cache
@@ -56,6 +56,11 @@ def type_of(argument: Argument) -> type:
     if isinstance(argument, float):
         return ctypes.c_float
     return ctypes.c_int64 if isinstance(argument, int) else ctypes.c_void_p
+
+
+def addressed(arguments: Sequence[Argument]) -> list[Argument]:
+    """As ctypes passes them: the address of its first element for each tensor."""
+    return [each if type(each) in _AS_THEY_ARE else _address(each) for each in arguments]
 
 
 def _address(argument: Argument) -> Argument:
